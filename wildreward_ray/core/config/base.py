@@ -1,0 +1,111 @@
+"""How a stage's configuration is read: YAML file first, `--dotted.override` flags over it, unknown keys are errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Self, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from wildreward_ray.core.errors import UserError, nearest
+
+
+class Section(BaseModel):
+    """A group of settings. Every field carries a description, which is its help text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @classmethod
+    def load(cls, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Build the configuration from a YAML file and dotted overrides, the overrides winning.
+
+        Args:
+            file: path of a YAML mapping, or None.
+            overrides: dotted key -> value, e.g. `{"judge.model": "demo:smollm2"}`. Strings are read as YAML scalars where
+                the field is not a string.
+
+        Raises:
+            UserError: an unreadable file, an unknown key (names the nearest one), or a value that breaks a rule.
+        """
+        tree = _read_yaml(file) if file else {}
+        known = {name for name, _ in leaves(cls)}
+        for key, value in (overrides or {}).items():
+            if key not in known:
+                raise UserError(f"unknown setting {key!r}: {nearest(key, known)}", flag=flag_of(key))
+            _put(tree, key.split("."), value)
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as e:
+            raise _as_user_error(cls, e, file) from e
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted name, field) of every setting that isn't itself a section, in order of declaration."""
+    for name, field in model.model_fields.items():
+        section = section_of(field)
+        if section is not None:
+            yield from leaves(section, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The `Section` class of a nested field, or None."""
+    options = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+    for option in options:
+        if isinstance(option, type) and issubclass(option, Section):
+            return option
+    return None
+
+
+def flag_of(key: str) -> str:
+    """The command-line flag of a dotted setting."""
+    return "--" + key.replace("_", "-")
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"can't read {file!r}: {e.strerror}", flag="--config") from e
+    except yaml.YAMLError as e:
+        raise UserError(f"{file!r} is not valid YAML: {' '.join(str(e).split())}", flag="--config") from e
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{file!r} holds a {type(tree).__name__}: a configuration is a mapping", flag="--config")
+    return tree
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        below = tree.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise UserError(f"{'.'.join(path)!r} can't be set: {part!r} holds {below!r}, which is not a mapping")
+        tree = below
+    tree[path[-1]] = value
+
+
+def _as_user_error(cls: type[BaseModel], error: ValidationError, file: str | None) -> UserError:
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    dotted = ".".join(path)
+    source = f" in {file!r}" if file else ""
+    if first["type"] == "extra_forbidden":
+        known = {name for name, _ in leaves(cls)} | set(cls.model_fields)
+        return UserError(f"unknown setting {dotted!r}{source}: {nearest(dotted, known)}", flag="--config")
+    if first["type"] == "missing":
+        return UserError(f"{dotted!r} is required{source}", flag=flag_of(dotted))
+    rule = first["msg"].removeprefix("Value error, ")
+    flag = flag_of(dotted) if dotted else None
+    return UserError(f"{dotted or 'configuration'} = {_short(first.get('input'))}: {rule}", flag=flag)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,1 @@
+"""From conversations to labelled feedback, as pure functions: no Ray, no torch, no files."""
