@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 
@@ -125,8 +126,6 @@ def test_bos_is_there_once_whether_or_not_the_text_has_it(llama_tokenizer: PreTr
 
 
 def test_ids_never_end_in_padding_where_padding_is_end_of_text(llama_tokenizer: PreTrainedTokenizerFast) -> None:
-    import copy
-
     tokenizer = copy.deepcopy(llama_tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
     for response in ("w2", "w2 </s>", "w2 </s> </s>"):

@@ -111,7 +111,8 @@ def test_training_with_the_loss_recovers_the_order_of_the_levels() -> None:
     optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
     for _ in range(60):
         optimizer.zero_grad()
-        ordinal.cumulative_bce(head(features), ordinal.encode_labels(labels, 4)).mean().backward()
+        loss = ordinal.cumulative_bce(head(features), ordinal.encode_labels(labels, 4)).mean()
+        torch.autograd.backward(loss)
         optimizer.step()
     scores = ordinal.score(ordinal.sigmoid_p_gt(head(torch.eye(4)).detach().numpy()))
     assert (np.diff(scores) > 0.5).all()

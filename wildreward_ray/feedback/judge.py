@@ -17,6 +17,8 @@ from typing import Literal, Protocol
 from wildreward_ray.core.errors import UserError
 
 PROMPT_VERSION = "2026-11-1"
+# More than any tokenizer's longest usual token: a clipped text still fills its budget.
+_CHARACTERS_PER_TOKEN = 16
 PromptStyle = Literal["completion", "chat"]
 
 
@@ -193,7 +195,8 @@ class JudgePrompt:
         for i, (shown, name, budget) in enumerate(self.spec.fields):
             opening = f'{shown}: "' if i == 0 else f'"\n{shown}: "'
             ids += self._tokenizer.encode(opening, add_special_tokens=False)
-            body = self._tokenizer.encode(one_line(fields[name]), add_special_tokens=False, split_special_tokens=True)
+            text = one_line(clip(fields[name], budget))
+            body = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
             ids += head_and_tail(body, budget)
         return ids + self._suffix_ids
 
@@ -216,6 +219,12 @@ class JudgePrompt:
     def _shot(self, fields: dict[str, str]) -> str:
         lines = [f'{shown}: "{fields[name]}"' for shown, name, _ in self.spec.fields]
         return "\n".join([*lines, self.spec.question])
+
+
+def clip(text: str, budget: int) -> str:
+    """The start and end of a text that is far longer than `budget` tokens, so that megabytes aren't tokenised for nothing."""
+    reach = budget * _CHARACTERS_PER_TOKEN
+    return text if len(text) <= 2 * reach else f"{text[:reach]} {text[-reach:]}"
 
 
 def one_line(text: str) -> str:

@@ -73,7 +73,13 @@ class InputEncoder:
             return []
         # Saved tokenizers often carry truncation and padding settings of their own; both must be off here.
         encoded: list[list[int]] = self.tokenizer(
-            list(texts), add_special_tokens=False, truncation=False, padding=False, verbose=False
+            list(texts),
+            add_special_tokens=False,
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
         )["input_ids"]
         return [self._bare(ids) for ids in encoded]
 

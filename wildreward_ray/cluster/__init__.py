@@ -1,0 +1,1 @@
+"""Ray and I/O plumbing: sessions and resources, storage, engines, the reward client."""

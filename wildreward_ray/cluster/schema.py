@@ -1,0 +1,94 @@
+"""Arrow schemas of the tables that stages exchange."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+# One row a conversation, so that a conversation's history is stored once and hindsight needs no shuffle. `kind` tells rows
+# apart: `conversation`, `quarantine` (reason and detail say why), `summary` and `judge` (counts of a shard, of a judged batch).
+CONVERSATIONS = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("conversation_id", pa.string()),
+        ("user_id", pa.string()),
+        ("language", pa.string()),
+        ("language_group", pa.string()),
+        ("model", pa.string()),
+        ("timestamp", pa.string()),
+        ("toxic", pa.bool_()),
+        ("redacted", pa.bool_()),
+        ("source", pa.string()),
+        ("position", pa.int64()),
+        ("messages", MESSAGES),
+        ("turns", pa.list_(pa.int32())),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("counts", pa.string()),
+    ]
+)
+
+JUDGED = pa.schema(
+    [
+        *CONVERSATIONS,
+        pa.field("logprobs", pa.list_(pa.list_(pa.float64()))),
+        pa.field("refusal_logprobs", pa.list_(pa.list_(pa.float64()))),
+    ]
+)
+
+# One row an interaction. `drop_reason` is null for rows that go to the dataset; `label` is the training label.
+FEEDBACK = pa.schema(
+    [
+        ("interaction_id", pa.string()),
+        ("conversation_id", pa.string()),
+        ("turn", pa.int32()),
+        ("user_id", pa.string()),
+        ("language", pa.string()),
+        ("model", pa.string()),
+        ("timestamp", pa.string()),
+        ("toxic", pa.bool_()),
+        ("redacted", pa.bool_()),
+        ("source", pa.string()),
+        ("history", MESSAGES),
+        ("history_length", pa.int32()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("feedback", pa.string()),
+        ("judge_level", pa.int8()),
+        ("judge_logprobs", pa.list_(pa.float32())),
+        ("level", pa.int8()),
+        ("level_probs", pa.list_(pa.float32())),
+        ("entropy", pa.float32()),
+        ("origin", pa.string()),
+        ("evidence_id", pa.string()),
+        ("similarity", pa.float32()),
+        ("refusal_verdict", pa.string()),
+        ("topic_switch", pa.bool_()),
+        ("label", pa.int8()),
+        ("drop_reason", pa.string()),
+        ("split", pa.string()),
+    ]
+)
+
+# What training reads: the columns of FEEDBACK that it needs, with the judge's probabilities folded into K labels.
+DATASET = pa.schema(
+    [
+        ("interaction_id", pa.string()),
+        ("history", MESSAGES),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("label", pa.int8()),
+        ("label_probs", pa.list_(pa.float32())),
+        ("origin", pa.string()),
+        ("level", pa.int8()),
+        ("language", pa.string()),
+        ("user_id", pa.string()),
+        ("conversation_id", pa.string()),
+        ("model", pa.string()),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [("source", pa.string()), ("position", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
+)

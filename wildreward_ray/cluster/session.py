@@ -1,0 +1,106 @@
+"""Joining or starting Ray, and refusing a graph that the cluster can't hold instead of waiting for it for ever."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import RayError, UserCodeException
+
+from wildreward_ray.cluster.storage import storage_error_of
+from wildreward_ray.core.errors import ResourceError, WildRewardError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ActorRequest:
+    """What one kind of actor holds.
+
+    Attributes:
+        name: for messages.
+        count: how many at the least.
+        cpus, gpus: of each.
+        flag: the flag that changes it.
+    """
+
+    name: str
+    count: int
+    cpus: float
+    gpus: float
+    flag: str
+
+
+def start_ray() -> None:
+    """Join the cluster that `RAY_ADDRESS` names (a job has it set), or start one on this machine."""
+    if ray.is_initialized():
+        return
+    joined = bool(os.environ.get("RAY_ADDRESS"))
+    kwargs: dict[str, object] = {} if joined else {"address": "local", "include_dashboard": False}
+    ray.init(logging_level=logging.WARNING, log_to_driver=True, **kwargs)
+    data = ray.data.DataContext.get_current()
+    data.print_on_execution_start = False
+    # The graph is checked before it runs; if it still can't move for so long, an error is better than waiting.
+    data.execution_no_progress_timeout_s = 1800
+    total = ray.cluster_resources()
+    logger.info("Ray %s: %.0f CPUs, %.0f GPUs", ray.__version__, total.get("CPU", 0), total.get("GPU", 0))
+
+
+def check_resources(requests: Sequence[ActorRequest], *, task_cpus: float = 1.0) -> None:
+    """Raise unless all actors fit on the cluster together with one task beside them.
+
+    Args:
+        task_cpus: what the largest plain task of the graph needs.
+
+    Raises:
+        ResourceError: names the sum, what there is, and the flag of the largest request.
+    """
+    have: Mapping[str, float] = ray.cluster_resources()
+    for kind, extra in (("CPU", task_cpus), ("GPU", 0.0)):
+        amounts = [(r, r.count * (r.cpus if kind == "CPU" else r.gpus)) for r in requests]
+        needed = sum(amount for _, amount in amounts) + extra
+        if needed > have.get(kind, 0.0) + 1e-9:
+            largest = max(amounts, key=lambda a: a[1])[0]
+            parts = " + ".join(f"{amount:g} {r.name}" for r, amount in amounts if amount)
+            tasks = f" + {extra:g} tasks" if extra else ""
+            raise ResourceError(
+                f"the graph needs {needed:g} {kind}s ({parts}{tasks}) and the cluster has {have.get(kind, 0.0):g}",
+                flag=largest.flag,
+                hint="lower",
+            )
+
+
+@contextmanager
+def ray_errors(output: str) -> Iterator[None]:
+    """Turn a failure inside a Ray task or actor back into the error that a person can act on.
+
+    Ray wraps what a task raises, often several times; the cause is what says which value and which flag.
+    """
+    try:
+        yield
+    except WildRewardError:
+        raise
+    except (RayError, UserCodeException) as e:
+        for cause in _causes(e):
+            if isinstance(cause, WildRewardError):
+                raise cause from e
+        space = storage_error_of(e, output)
+        if space is not None:
+            raise space from e
+        raise
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting += [getattr(current, "cause", None), current.__cause__, current.__context__]

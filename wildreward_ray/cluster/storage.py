@@ -1,0 +1,280 @@
+"""URIs, and writing an artefact so that it is either whole or visibly unfinished.
+
+A stage writes below `OUTPUT/_unfinished/`. When everything is there, the parts move to their place and `manifest.json` is
+written last. Readers take a directory only with its manifest, so a killed run leaves nothing that looks like a dataset.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import posixpath
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from wildreward_ray.core.errors import StorageError
+from wildreward_ray.core.manifest import MANIFEST, Manifest
+
+UNFINISHED = "_unfinished"
+# Less free space than this and no stage can finish; it is checked before an engine starts.
+MIN_FREE_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place in a filesystem.
+
+    Attributes:
+        uri: as the user wrote it, for messages.
+        fs: the pyarrow filesystem.
+        path: the path inside it.
+    """
+
+    uri: str
+    fs: pafs.FileSystem
+    path: str
+
+    def child(self, name: str) -> Location:
+        """A place below this one."""
+        return Location(posixpath.join(self.uri, name), self.fs, posixpath.join(self.path, name))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path of this machine."""
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    def info(self) -> pafs.FileInfo:
+        """What stands here (type `NotFound` for nothing)."""
+        return self.fs.get_file_info(self.path)
+
+    def read_bytes(self) -> bytes:
+        """The whole content of a small file."""
+        with self.fs.open_input_stream(self.path) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write a small file; on a local disk a reader sees the old content or the new, never a part."""
+        if not self.is_local:
+            with self.fs.open_output_stream(self.path) as stream:
+                stream.write(data)
+            return
+        temporary = f"{self.path}.partial"
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+    def open_input(self) -> IO[bytes]:
+        """A stream over the bytes as they are, whatever the file's name ends in."""
+        return self.fs.open_input_stream(self.path, compression=None)  # type: ignore[no-any-return]
+
+
+def locate(uri: str, *, flag: str | None = None) -> Location:
+    """Find the filesystem of a path or URI (`file`, `s3://`, `gs://`, `hf://`).
+
+    Raises:
+        StorageError: a scheme that isn't known, or a filesystem that can't be reached.
+    """
+    try:
+        if "://" not in uri:
+            return Location(uri, pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)))
+        if uri.startswith("hf://"):
+            from huggingface_hub import HfFileSystem
+
+            return Location(uri, pafs.PyFileSystem(pafs.FSSpecHandler(HfFileSystem())), uri.removeprefix("hf://"))
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError, ValueError) as e:
+        raise StorageError(f"can't reach {uri!r}: {first_line(e)}", flag=flag) from e
+    return Location(uri, filesystem, path)
+
+
+def list_files(uri: str, *, flag: str, suffixes: tuple[str, ...] = ()) -> list[Location]:
+    """The file at `uri`, or all files below it in order of their paths. Hidden files and `_`-prefixed ones are passed over.
+
+    Raises:
+        StorageError: nothing there, nothing of the right kind there, or it can't be read.
+    """
+    place = locate(uri, flag=flag)
+    try:
+        info = place.info()
+        if info.type == pafs.FileType.File:
+            return [place]
+        if info.type == pafs.FileType.NotFound:
+            raise StorageError(f"{uri!r} does not exist", flag=flag)
+        found = place.fs.get_file_info(pafs.FileSelector(place.path, recursive=True))
+    except OSError as e:
+        raise StorageError(f"can't read {uri!r}: {first_line(e)}", flag=flag) from e
+    root = place.path.rstrip("/")
+    files = []
+    for item in sorted(found, key=lambda i: i.path):
+        relative = item.path[len(root) :].lstrip("/")
+        hidden = any(part.startswith(("_", ".")) for part in relative.split("/"))
+        if item.type == pafs.FileType.File and not hidden and (not suffixes or relative.lower().endswith(suffixes)):
+            files.append(place.child(relative))
+    if not files:
+        kinds = f" of kind {', '.join(suffixes)}" if suffixes else ""
+        raise StorageError(f"{uri!r} holds no files{kinds}", flag=flag)
+    return files
+
+
+def check_readable(files: list[Location], *, flag: str) -> None:
+    """Open every file and read its first byte, so that a bad one is known before an engine starts."""
+    for file in files:
+        try:
+            with file.open_input() as stream:
+                stream.read(1)
+        except OSError as e:
+            raise StorageError(f"can't read {file.uri!r}: {first_line(e)}", flag=flag) from e
+
+
+class Artifact:
+    """An artefact being written: use `open_artifact`.
+
+    Attributes:
+        output: where it will stand.
+        work: where its parts are written; moved to `output` by `commit`.
+    """
+
+    def __init__(self, output: Location) -> None:
+        self.output = output
+        self.work = output.child(UNFINISHED)
+
+    def commit(self, manifest: Manifest, parts: list[str]) -> None:
+        """Move `parts` (names below `work`) into place, write the manifest, and remove what is left of the work."""
+        for part in parts:
+            target = self.output.child(part)
+            _remove(target)
+            move(self.work.child(part), target)
+        self.output.child(MANIFEST).write_bytes(manifest.checked_json().encode())
+        _remove(self.work)
+
+
+@contextmanager
+def open_artifact(output: str, *, overwrite: bool, flag: str = "--output") -> Iterator[Artifact]:
+    """Start writing an artefact at `output`.
+
+    What an earlier, unfinished run left there is removed. A whole artefact is removed only with `overwrite`.
+
+    Raises:
+        StorageError: a whole artefact or foreign files stand at `output`, it can't be written, or the disk is full.
+    """
+    place = locate(output, flag=flag)
+    try:
+        artifact = Artifact(place)
+        if place.child(MANIFEST).info().type == pafs.FileType.File:
+            if not overwrite:
+                raise StorageError(f"{output!r} already holds a whole result", flag="--overwrite", hint="replace it with")
+            _remove(place.child(MANIFEST))
+        elif _foreign_files(place):
+            raise StorageError(
+                f"{output!r} holds files that no unfinished run of this program left there", flag=flag, hint="give another"
+            )
+        _remove(artifact.work)
+        artifact.work.fs.create_dir(artifact.work.path, recursive=True)
+        artifact.work.child("probe").write_bytes(b"probe")
+        artifact.work.fs.delete_file(artifact.work.child("probe").path)
+        if place.is_local:
+            _check_space(place, flag)
+    except StorageError:
+        raise
+    except OSError as e:
+        raise StorageError(f"can't write {output!r}: {first_line(e)}", flag=flag) from e
+    try:
+        yield artifact
+    except OSError as e:
+        raise storage_error_of(e, output, flag) or e from e
+
+
+def storage_error_of(error: BaseException, output: str, flag: str = "--output") -> StorageError | None:
+    """The user's view of a write that failed for want of space, wherever in a chain of causes it stands."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StorageError(f"no space left while writing {output!r}", flag=flag, hint="free some or give another")
+        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
+    text = str(error)
+    if "No space left on device" in text or "Errno 28" in text:
+        return StorageError(f"no space left while writing {output!r}", flag=flag, hint="free some or give another")
+    return None
+
+
+def read_manifest(uri: str, *, kind: str, flag: str) -> dict[str, Any]:
+    """The manifest of a whole artefact.
+
+    Raises:
+        StorageError: nothing there, an unfinished artefact, or one of another kind.
+    """
+    place = locate(uri, flag=flag)
+    try:
+        if place.info().type == pafs.FileType.NotFound:
+            raise StorageError(f"{uri!r} does not exist", flag=flag)
+        file = place.child(MANIFEST)
+        if file.info().type != pafs.FileType.File:
+            raise StorageError(f"{uri!r} has no {MANIFEST}: it is unfinished, or no {kind} artefact", flag=flag)
+        manifest: dict[str, Any] = json.loads(file.read_bytes())
+    except (OSError, ValueError) as e:
+        raise StorageError(f"can't read {uri!r}: {first_line(e)}", flag=flag) from e
+    if manifest.get("kind") != kind:
+        raise StorageError(f"{uri!r} is a {manifest.get('kind')} artefact, not a {kind} one", flag=flag)
+    return manifest
+
+
+def move(source: Location, target: Location) -> None:
+    """Move a file or directory; object stores have no rename, so there every object is copied and then deleted."""
+    if source.is_local:
+        os.replace(source.path, target.path)
+        return
+    if source.info().type == pafs.FileType.File:
+        source.fs.move(source.path, target.path)
+        return
+    for item in source.fs.get_file_info(pafs.FileSelector(source.path, recursive=True)):
+        if item.type == pafs.FileType.File:
+            relative = item.path[len(source.path) :].lstrip("/")
+            source.fs.copy_file(item.path, target.child(relative).path)
+    source.fs.delete_dir(source.path)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's text as one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _remove(place: Location) -> None:
+    kind = place.info().type
+    if kind == pafs.FileType.Directory:
+        if place.is_local:
+            shutil.rmtree(place.path)
+        else:
+            place.fs.delete_dir(place.path)
+    elif kind == pafs.FileType.File:
+        place.fs.delete_file(place.path)
+
+
+def _foreign_files(place: Location) -> bool:
+    """Whether a non-empty directory stands there that this program didn't begin."""
+    info = place.info()
+    if info.type == pafs.FileType.NotFound:
+        return False
+    if info.type == pafs.FileType.File:
+        return True
+    found = place.fs.get_file_info(pafs.FileSelector(place.path))
+    names = {item.base_name for item in found}
+    return bool(names) and UNFINISHED not in names
+
+
+def _check_space(place: Location, flag: str) -> None:
+    free = shutil.disk_usage(place.path).free
+    if free < MIN_FREE_BYTES:
+        raise StorageError(
+            f"{place.uri!r} is on a disk with {free / 2**20:.0f} MiB free: at least {MIN_FREE_BYTES / 2**20:.0f} MiB are needed",
+            flag=flag,
+        )

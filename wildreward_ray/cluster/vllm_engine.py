@@ -1,0 +1,133 @@
+"""vLLM engines inside an actor: started from an `EngineSection`, imported only where one runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wildreward_ray.cluster.models import resolve_model
+from wildreward_ray.core.errors import RewardUnavailableError, UserError
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+    from wildreward_ray.core.config.extract import EngineSection
+
+# vLLM's CPU attention wants multiples of 32; the smallest lets the prefix cache reuse most of a short static prompt.
+_CPU_BLOCK = 32
+
+
+def start_llm(model: str, section: EngineSection, *, flag: str, seed: int = 0, **extra: Any) -> LLM:
+    """Start an offline vLLM engine in this process.
+
+    Args:
+        model: hub name, path or demo model.
+        extra: further arguments of `vllm.LLM`, e.g. `runner="pooling"`.
+
+    Raises:
+        UserError: vLLM isn't installed, or the model can't be loaded by it.
+    """
+    path = resolve_model(model, flag=flag)
+    on_gpu = _gpu_visible()
+    if not on_gpu:
+        _prepare_cpu(section)
+    try:
+        from vllm import LLM
+    except ImportError as e:
+        raise UserError(f"vLLM can't be imported: {e}", hint="install the `cpu` or the `gpu` extra") from e
+    arguments: dict[str, Any] = {
+        "model": path,
+        "dtype": section.dtype,
+        "max_model_len": section.max_model_len,
+        "tensor_parallel_size": section.tensor_parallel,
+        "trust_remote_code": section.trust_remote_code,
+        "quantization": section.quantization,
+        "enable_prefix_caching": True,
+        "seed": seed,
+        "disable_log_stats": True,
+    }
+    block = section.block_size or (None if on_gpu else _CPU_BLOCK)
+    if block is not None:
+        arguments["block_size"] = block
+    if on_gpu:
+        arguments["gpu_memory_utilization"] = section.gpu_memory_share
+    else:
+        arguments["enforce_eager"] = True
+    if section.tensor_parallel > 1:
+        # The engine's own processes share the actor's GPUs; Ray has already placed the actor.
+        arguments["distributed_executor_backend"] = "mp"
+    try:
+        return LLM(**{**arguments, **extra})
+    except (OSError, ValueError) as e:
+        raise UserError(f"vLLM can't load {model!r}: {' '.join(str(e).split())[:400]}", flag=flag) from e
+
+
+@dataclass
+class PrefixCacheCount:
+    """Prompt tokens seen, and how many of them came from the prefix cache."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+def verdict_logprobs(
+    llm: LLM, prompts: Sequence[Sequence[int]], verdict_ids: Sequence[int], count: PrefixCacheCount | None = None
+) -> npt.NDArray[np.float64]:
+    """Log-probabilities of `verdict_ids` as the next token of every prompt, over the whole vocabulary: float64 [N, K].
+
+    One prefill a prompt; the single token that vLLM has to emit is ignored.
+    """
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=list(verdict_ids), detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
+    result = np.empty((len(prompts), len(verdict_ids)))
+    for i, output in enumerate(outputs):
+        found = output.outputs[0].logprobs[0]
+        result[i] = [found[token].logprob for token in verdict_ids]
+        if count is not None:
+            count.prompt_tokens += len(output.prompt_token_ids)
+            count.cached_tokens += output.num_cached_tokens or 0
+    if not np.isfinite(result).all():
+        bad = int(np.flatnonzero(~np.isfinite(result).all(axis=1))[0])
+        raise RewardUnavailableError(f"the judge gave a non-finite log-probability for prompt {bad} of {len(prompts)}")
+    return result
+
+
+def classify_logits(llm: LLM, prompts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+    """Raw classification logits of a pooling engine: float32 [N, K-1]."""
+    outputs = llm.encode(
+        [{"prompt_token_ids": list(p)} for p in prompts],
+        pooling_params=_raw_logits(),
+        pooling_task="classify",
+        use_tqdm=False,
+    )
+    return np.stack([o.outputs.data.float().numpy() for o in outputs])
+
+
+def _raw_logits() -> Any:
+    from vllm import PoolingParams
+
+    return PoolingParams(use_activation=False)
+
+
+def _gpu_visible() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _prepare_cpu(section: EngineSection) -> None:
+    """Settings that a CPU engine reads from the environment when vLLM is first imported."""
+    threads = section.cpu_threads or len(os.sched_getaffinity(0))
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(section.cpu_kv_cache_gib)))
+    # Ray gives an actor OMP_NUM_THREADS=num_cpus, which would hold the engine to one core.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # One process an engine: a crash takes the actor with it, which Ray sees and restarts.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -1,0 +1,1 @@
+"""One module a stage: Ray glue between the pure packages and storage."""
