@@ -33,7 +33,9 @@ JUDGED = pa.schema(
     [
         *CONVERSATIONS,
         pa.field("logprobs", pa.list_(pa.list_(pa.float64()))),
+        # Null for turns that weren't asked; turns that aren't suspect were asked to learn the verdicts' prior.
         pa.field("refusal_logprobs", pa.list_(pa.list_(pa.float64()))),
+        pa.field("refusal_suspect", pa.list_(pa.bool_())),
     ]
 )
 

@@ -44,8 +44,10 @@ def start_ray() -> None:
     ray.init(logging_level=logging.WARNING, log_to_driver=True, **kwargs)
     data = ray.data.DataContext.get_current()
     data.print_on_execution_start = False
+    data.enable_progress_bars = False  # `Progress` prints one line a stage instead
     # The graph is checked before it runs; if it still can't move for so long, an error is better than waiting.
     data.execution_no_progress_timeout_s = 1800
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     total = ray.cluster_resources()
     logger.info("Ray %s: %.0f CPUs, %.0f GPUs", ray.__version__, total.get("CPU", 0), total.get("GPU", 0))
 

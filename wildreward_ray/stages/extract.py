@@ -48,14 +48,14 @@ def run(config: ExtractConfig) -> ExtractResult:
         ray.data.DataContext.get_current().target_max_block_size = _BLOCK_BYTES
         _judge(config, artifact, shards)
         judged = artifact.work.child("judged")
-        prior = label.corpus_prior(judged, config.judge)
+        priors = label.corpus_priors(judged, config.judge)
         feedback = artifact.work.child("feedback")
         rows = ray.data.read_parquet(judged.path, filesystem=judged.fs)
         with Progress("refine", "interactions") as progress:
-            dataset.write_parquet(refine.refine(rows, config, prior, progress.counter), feedback, FEEDBACK)
+            dataset.write_parquet(refine.refine(rows, config, priors, progress.counter), feedback, FEEDBACK)
         dataset.write_splits(feedback, artifact.work, config.levels)
         dataset.write_quarantine(judged, artifact.work.child("quarantine"))
-        manifest = _manifest(config, artifact, prior_means=dict(prior.groups), seconds=time.monotonic() - started)
+        manifest = _manifest(config, artifact, priors=priors, seconds=time.monotonic() - started)
         artifact.commit(manifest, ["feedback", "dataset", "quarantine", "README.md"])
     return ExtractResult(config.output, manifest.model_dump())
 
@@ -65,12 +65,12 @@ def _judge(config: ExtractConfig, artifact: Artifact, shards: list[Any]) -> None
     with Progress("judge", "interactions", config.limit) as progress:
         conversations = ingest.read(shards, config.limit)
         judged = label.judge(
-            conversations, config.judge, refusals=config.refusal.enabled, counter=progress.counter
+            conversations, config.judge, refusal=config.refusal, counter=progress.counter
         )
         dataset.write_parquet(judged, artifact.work.child("judged"), JUDGED)
 
 
-def _manifest(config: ExtractConfig, artifact: Artifact, *, prior_means: dict[str, Any], seconds: float) -> Manifest:
+def _manifest(config: ExtractConfig, artifact: Artifact, *, priors: label.Priors, seconds: float) -> Manifest:
     judged, feedback = artifact.work.child("judged"), artifact.work.child("feedback")
     judge = dataset.counts(judged, "judge")
     found = dataset.feedback_counts(feedback)
@@ -92,7 +92,8 @@ def _manifest(config: ExtractConfig, artifact: Artifact, *, prior_means: dict[st
                 "model": config.judge.model,
                 "prompt_version": PROMPT_VERSION,
                 "prompts": label.prompt_texts(config.judge),
-                "prior_logprobs": prior_means,
+                "prior_logprobs": {**priors.feedback.groups, "overall": priors.feedback.overall},
+                "refusal_prior_logprobs": {**priors.refusal.groups, "overall": priors.refusal.overall},
                 "judged": judge["judged"],
                 "refusals_judged": judge["refusals_judged"],
                 "prompt_tokens": prompt_tokens,

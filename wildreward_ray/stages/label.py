@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,10 +18,11 @@ from wildreward_ray.cluster.schema import JUDGED
 from wildreward_ray.cluster.session import ActorRequest
 from wildreward_ray.cluster.storage import Location
 from wildreward_ray.cluster.vllm_engine import PrefixCacheCount, start_llm, verdict_logprobs
-from wildreward_ray.core.config.extract import JudgeSection
+from wildreward_ray.core.config.extract import JudgeSection, RefusalSection
 from wildreward_ray.feedback.judge import SPECS, JudgePrompt
 from wildreward_ray.feedback.prior import Prior, PriorSum
 from wildreward_ray.feedback.refusal import is_refusal
+from wildreward_ray.feedback.split import assign
 
 if TYPE_CHECKING:
     import ray.data
@@ -31,16 +33,17 @@ class JudgeActor:
 
     Args:
         section: the judge's settings.
-        refusals: whether replies that look like refusals get a second verdict.
+        refusal: settings of the second verdict on replies that look like refusals.
         counter: a progress counter, or None.
     """
 
-    def __init__(self, section: JudgeSection, refusals: bool, counter: Any | None) -> None:
+    def __init__(self, section: JudgeSection, refusal: RefusalSection, counter: Any | None) -> None:
         self._llm = start_llm(section.model, section.engine, flag="--judge.model")
         tokenizer = self._llm.get_tokenizer()
         style = section.prompt_style
         self._feedback = JudgePrompt(SPECS["feedback", style], style, tokenizer)
-        self._refusal = JudgePrompt(SPECS["refusal", style], style, tokenizer) if refusals else None
+        self._refusal = JudgePrompt(SPECS["refusal", style], style, tokenizer) if refusal.enabled else None
+        self._prior_share = refusal.prior_share
         self._counter = counter
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -55,6 +58,7 @@ class JudgeActor:
             if row["kind"] == "conversation":
                 row["logprobs"] = [None] * len(row["turns"])
                 row["refusal_logprobs"] = [None] * len(row["turns"])
+                row["refusal_suspect"] = [False] * len(row["turns"])
         for (r, i, _), values in zip(interactions, logprobs, strict=True):
             rows[r]["logprobs"][i] = values.tolist()
         second = self._validate_refusals(rows, interactions, cache)
@@ -66,16 +70,25 @@ class JudgeActor:
     def _validate_refusals(
         self, rows: list[dict[str, Any]], interactions: list[tuple[int, int, dict[str, str]]], cache: PrefixCacheCount
     ) -> int:
-        """The second judge pass, over replies that look like refusals. Returns how many there were."""
+        """The second judge pass, over replies that look like refusals. Returns how many there were.
+
+        A share of the other turns is asked, too: their requests are ordinary, and their mean is the verdicts' prior.
+        """
         if self._refusal is None:
             return 0
-        suspects = [(r, i, fields) for r, i, fields in interactions if is_refusal(fields["reply"])]
-        prompts = [self._refusal.token_ids(fields) for _, _, fields in suspects]
+        asked: list[tuple[int, int, dict[str, str]]] = []
+        for r, i, fields in interactions:
+            suspect = is_refusal(fields["reply"])
+            rows[r]["refusal_suspect"][i] = suspect
+            key = f"{rows[r]['conversation_id']}:{i}"
+            if suspect or assign(key, test_share=self._prior_share, salt="refusal-prior") == "test":
+                asked.append((r, i, fields))
+        prompts = [self._refusal.token_ids(fields) for _, _, fields in asked]
         if prompts:
             verdicts = verdict_logprobs(self._llm, prompts, self._refusal.verdict_ids, cache)
-            for (r, i, _), values in zip(suspects, verdicts, strict=True):
+            for (r, i, _), values in zip(asked, verdicts, strict=True):
                 rows[r]["refusal_logprobs"][i] = values.tolist()
-        return len(suspects)
+        return sum(rows[r]["refusal_suspect"][i] for r, i, _ in asked)
 
 
 def resources(section: JudgeSection) -> ActorRequest:
@@ -83,13 +96,13 @@ def resources(section: JudgeSection) -> ActorRequest:
     return ActorRequest("judge", section.replicas[0], section.num_cpus, _gpus(section), "--judge.num-cpus")
 
 
-def judge(conversations: ray.data.Dataset, section: JudgeSection, *, refusals: bool, counter: Any) -> ray.data.Dataset:
+def judge(conversations: ray.data.Dataset, section: JudgeSection, *, refusal: RefusalSection, counter: Any) -> ray.data.Dataset:
     """A streaming dataset of `JUDGED` rows."""
     import ray.data
 
     return conversations.map_batches(
         JudgeActor,
-        fn_constructor_args=(section, refusals, counter),
+        fn_constructor_args=(section, refusal, counter),
         batch_size=section.batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=section.replicas[0], max_size=section.replicas[1]),
@@ -98,17 +111,30 @@ def judge(conversations: ray.data.Dataset, section: JudgeSection, *, refusals: b
     )
 
 
-def corpus_prior(judged: Location, section: JudgeSection) -> Prior:
-    """The mean verdict log-probabilities over all judged turns; one pass over two small columns."""
+@dataclass(frozen=True)
+class Priors:
+    """The judge's preferences for verdicts, of the feedback prompt and of the refusal prompt."""
+
+    feedback: Prior
+    refusal: Prior
+
+
+def corpus_priors(judged: Location, section: JudgeSection) -> Priors:
+    """The mean verdict log-probabilities over the corpus; one pass over a few small columns."""
     if section.prior == "none":
-        return Prior({}, None)
-    total = PriorSum()
+        return Priors(Prior({}, None), Prior({}, None))
+    feedback, refusal = PriorSum(), PriorSum()
     dataset = pads.dataset(judged.path, filesystem=judged.fs, schema=JUDGED)
-    for batch in dataset.to_batches(columns=["language_group", "logprobs"], filter=pads.field("kind") == "conversation"):
-        for group, turns in zip(batch["language_group"].to_pylist(), batch["logprobs"].to_pylist(), strict=True):
-            for logprobs in turns:
-                total.add(group, logprobs)
-    return total.finish()
+    columns = ["language_group", "logprobs", "refusal_logprobs", "refusal_suspect"]
+    for batch in dataset.to_batches(columns=columns, filter=pads.field("kind") == "conversation"):
+        for row in batch.to_pylist():
+            for logprobs, second, suspect in zip(
+                row["logprobs"], row["refusal_logprobs"], row["refusal_suspect"], strict=True
+            ):
+                feedback.add(row["language_group"], logprobs)
+                if second is not None and not suspect:
+                    refusal.add(row["language_group"], second)
+    return Priors(feedback.finish(), refusal.finish())
 
 
 def prompt_texts(section: JudgeSection) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,12 @@ from wildreward_ray.core.config.extract import ExtractConfig, HindsightSection
 from wildreward_ray.core.scale import training_label
 from wildreward_ray.feedback import hindsight
 from wildreward_ray.feedback.conversation import interaction_id
-from wildreward_ray.feedback.prior import Prior, entropy, softmax
+from wildreward_ray.feedback.prior import entropy
 from wildreward_ray.feedback.quality import Candidate, QualityLimits, drop_reason
 from wildreward_ray.feedback.judge import REFUSAL_VERDICTS
 from wildreward_ray.feedback.refusal import validated_level
 from wildreward_ray.feedback.split import assign
+from wildreward_ray.stages.label import Priors
 
 if TYPE_CHECKING:
     import ray.data
@@ -43,9 +43,9 @@ class _Judged:
 class RefineActor:
     """Refines a batch of conversations; the requests that hindsight compares are embedded together for the whole batch."""
 
-    def __init__(self, config: ExtractConfig, prior: Prior, counter: Any | None) -> None:
+    def __init__(self, config: ExtractConfig, priors: Priors, counter: Any | None) -> None:
         self._config = config
-        self._prior = prior
+        self._priors = priors
         self._counter = counter
         section = config.hindsight
         self._embedder = Embedder(section.model, flag="--hindsight.model") if section.enabled else None
@@ -61,7 +61,7 @@ class RefineActor:
 
     def _judged(self, row: dict[str, Any]) -> _Judged:
         shares = self._config.judge.expected_shares
-        probs = [self._prior.probabilities(row["language_group"], lp, shares) for lp in row["logprobs"]]
+        probs = [self._priors.feedback.probabilities(row["language_group"], lp, shares) for lp in row["logprobs"]]
         levels = [int(np.argmax(p)) + 1 for p in probs]
         section = self._config.hindsight
         pairs = hindsight.candidates(levels, section.window) if section.enabled else []
@@ -129,8 +129,12 @@ class RefineActor:
     def _final_level(self, item: _Judged, turn: int, mined: hindsight.Hindsight | None) -> tuple[int, str, str | None]:
         """(level, origin, refusal verdict). A verdict on a refusal outweighs what a later turn suggests."""
         level = item.levels[turn]
-        verdict = _refusal_verdict(item.row["refusal_logprobs"][turn])
-        if verdict is not None and verdict != "not_a_refusal":
+        verdict = None
+        if item.row["refusal_suspect"][turn]:
+            probs = self._refusal_probs(item, turn)
+            best = int(np.argmax(probs))
+            verdict = REFUSAL_VERDICTS[best] if probs[best] >= self._config.refusal.min_confidence else "uncertain"
+        if verdict in ("justified", "unjustified"):
             return validated_level(level, verdict), "refusal", verdict
         if mined is not None:
             return mined.level, "hindsight", verdict
@@ -142,11 +146,14 @@ class RefineActor:
             return item.probs[mined.evidence]
         if origin == "refusal":
             spread = [0.0] * len(item.probs[turn])
-            verdicts = softmax(item.row["refusal_logprobs"][turn])
-            for verdict, p in zip(REFUSAL_VERDICTS, verdicts, strict=False):
+            for verdict, p in zip(REFUSAL_VERDICTS, self._refusal_probs(item, turn), strict=False):
                 spread[validated_level(item.levels[turn], verdict) - 1] += p
             return spread
         return item.probs[turn]
+
+    def _refusal_probs(self, item: _Judged, turn: int) -> list[float]:
+        logprobs = item.row["refusal_logprobs"][turn]
+        return self._priors.refusal.probabilities(item.row["language_group"], logprobs, None)
 
     def _drop_reason(self, row: dict[str, Any]) -> str | None:
         config = self._config
@@ -166,24 +173,18 @@ def resources(section: HindsightSection) -> ActorRequest:
     return ActorRequest("refine", section.replicas[0], section.num_cpus, section.num_gpus, "--hindsight.num-cpus")
 
 
-def refine(judged: ray.data.Dataset, config: ExtractConfig, prior: Prior, counter: Any) -> ray.data.Dataset:
+def refine(judged: ray.data.Dataset, config: ExtractConfig, priors: Priors, counter: Any) -> ray.data.Dataset:
     """A streaming dataset of `FEEDBACK` rows."""
     import ray.data
 
     section = config.hindsight
     return judged.map_batches(
         RefineActor,
-        fn_constructor_args=(config, prior, counter),
+        fn_constructor_args=(config, priors, counter),
         batch_size=section.batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=section.replicas[0], max_size=section.replicas[1]),
         num_cpus=section.num_cpus,
         num_gpus=section.num_gpus or None,
     )
-
-
-def _refusal_verdict(logprobs: Sequence[float] | None) -> str | None:
-    if logprobs is None:
-        return None
-    return REFUSAL_VERDICTS[int(np.argmax(softmax(logprobs)))]
 

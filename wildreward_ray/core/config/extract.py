@@ -77,6 +77,12 @@ class RefusalSection(Section):
     """Refusal validation."""
 
     enabled: bool = Field(True, description="judge short refusals again and put their level right")
+    min_confidence: float = Field(
+        0.6, ge=0.5, lt=1, description="probability from which a second verdict counts; below it the level stays as it is"
+    )
+    prior_share: float = Field(
+        0.125, ge=0, le=1, description="share of ordinary turns that are asked too, to learn the second verdict's prior"
+    )
 
 
 class QualitySection(Section):
