@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from wildreward_ray.cluster.storage import Location, first_line
 from wildreward_ray.core.errors import UserError
 
 _PARQUET_MAGIC = b"PAR1"
+_BOM = b"\xef\xbb\xbf"
 _BATCH_ROWS = 256
 # A shard is read by one task; small ones keep all readers busy and make a lost task cheap.
 _SHARD_ROWS = 20_000
@@ -60,7 +62,7 @@ def detect_format(file: Location) -> str:
         head = bytes(stream.read(64))
     if head[:4] == _PARQUET_MAGIC:
         return "wildchat"
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+    if head.removeprefix(_BOM).lstrip()[:1] == b"[":
         return "sharegpt"
     raise UserError(
         f"the format of {file.uri!r} is not recognised (it begins with {head[:16]!r})",
@@ -76,12 +78,14 @@ def plan_shards(file: Location, format: str, required_columns: Sequence[str]) ->
         UserError: the file isn't of the format, or lacks a column.
     """
     if format != "wildchat":
+        if detect_format(file) != format:
+            raise UserError(f"{file.uri!r} is not a JSON array, as {format} logs are", flag="--format")
         return [Shard(file, format, None, 0)]
     try:
         with file.fs.open_input_file(file.path) as source:
             metadata = pq.ParquetFile(source).metadata
             names = pq.ParquetFile(source).schema_arrow.names
-    except (pa.ArrowInvalid, OSError) as e:
+    except (pa.ArrowException, OSError) as e:
         raise UserError(f"{file.uri!r} is not readable as Parquet: {first_line(e)}", flag="--input") from e
     missing = [c for c in required_columns if c not in names]
     if missing:
@@ -114,7 +118,7 @@ def _read_parquet(shard: Shard, columns: Sequence[str]) -> Iterator[Record | Bro
                 for row in batch.to_pylist():
                     yield Record(position, row)
                     position += 1
-    except (pa.ArrowInvalid, OSError) as e:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         yield Broken(position, "unreadable_parquet", first_line(e))
 
 
@@ -122,13 +126,16 @@ def _read_json_array(shard: Shard) -> Iterator[Record | Broken]:
     import ijson
 
     position = shard.first
-    with shard.file.open_input() as stream:
+    with shard.file.open_input() as raw:
+        stream = io.BufferedReader(raw)  # type: ignore[type-var]
+        if stream.peek(len(_BOM)).startswith(_BOM):
+            stream.read(len(_BOM))
         try:
-            for value in ijson.items(stream, "item", use_float=True):
+            for value in ijson.items(stream, "item"):
                 yield Record(position, value)
                 position += 1
-        except ijson.IncompleteJSONError as e:
-            # Everything before the break has been given out; the record that is cut off can't be trusted.
-            yield Broken(position, "truncated_json", first_line(e))
         except (ijson.JSONError, UnicodeDecodeError) as e:
-            yield Broken(position, "invalid_json", first_line(e))
+            # Everything before the break has been given out; the record that is cut off can't be trusted. The parser calls
+            # any error an incomplete file: only its text tells.
+            truncated = any(words in str(e) for words in ("premature EOF", "Incomplete"))
+            yield Broken(position, "truncated_json" if truncated else "invalid_json", first_line(e))

@@ -105,4 +105,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
+        failures = getattr(current, "worker_failures", None)  # of a Ray Train run, by rank
+        waiting += failures.values() if isinstance(failures, Mapping) else ()
         waiting += [getattr(current, "cause", None), current.__cause__, current.__context__]

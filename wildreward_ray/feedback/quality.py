@@ -36,7 +36,9 @@ def _any(*patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{p})" for p in patterns), re.IGNORECASE)
 
 
-_EMAIL = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+\.[A-Za-z0-9.-]+")
+# A top-level domain is made of letters: `lodash@4.17.21` is a package. The lookbehind and the possessive run keep a
+# megabyte without spaces linear.
+_EMAIL = re.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++\.)+[A-Za-z]{2,}")
 # International, mainland-Chinese mobile and North American forms; bare digit runs are mostly not phone numbers.
 _PHONE = re.compile(
     r"(?<![\d.])(?:\+\d{1,3}[ -]?(?:\(?\d{2,4}\)?[ -]?){2,4}\d{2,4}"
@@ -48,7 +50,8 @@ _URL = re.compile(r"https?://\S+|\bwww\.\S+", re.IGNORECASE)
 _IMAGE = _any(
     r"\b(?:draw|paint|sketch|generate|create|make|render|design|produce|show me|give me|send me)\b[^.?!\n]{0,40}"
     r"\b(?:image|picture|photo|drawing|illustration|logo|artwork|painting|wallpaper|poster|png|jpe?g)s?\b",
-    r"^(?:please |can you |could you )*(?:draw|sketch|paint) (?:me |us )?(?:an?|the|some|my)\b",
+    r"^(?:please |can you |could you )*(?:draw|sketch|paint) (?:me |us )?(?:an?|the|some|my)\b"
+    r"(?! (?:\w+ )?(?:conclusion|inference|comparison|parallel|analogy|distinction|lesson|line between)s?\b)",
     r"\b(?:midjourney|stable diffusion|dall-?e)\b",
     r"(?:画|绘制|生成|做|来|发)(?:我|给我)?(?:一)?(?:张|幅|个|副)[^。？！\n]{0,20}(?:图|画|照片|海报|插画|头像|壁纸|logo)",
     r"(?:画一[张幅个只]|画个|生成图片|生成图像|文生图|画张)",

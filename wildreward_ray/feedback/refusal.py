@@ -17,7 +17,7 @@ MAX_REFUSAL_WORDS = 120
 _OPENING_CHARACTERS = 240
 
 _REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:really |very |so |truly )?sorry,? (?:but )?(?:i|as)\b"
+    r"\b(?:i(?:'m| am) (?:really |very |so |truly )?sorry,? (?:but )?(?:as|i(?! (?:made|mis\w+|was|got|forgot|missed|overlooked|meant|had|gave|hear|see)))\b"
     r"|i(?:'m| am) (?:not able|unable|not allowed|not comfortable)"
     r"|i (?:can(?:no|')t|can not|won't|will not|must decline|have to decline|refuse to)"
     r" (?:help|assist|provide|support|do that|comply|fulfil|create|make|write|give|discuss|share|advise|engage|answer|continue|offer|go into|talk)"
@@ -27,7 +27,7 @@ _REFUSAL = re.compile(
     r"|(?:goes|violates?|is) against (?:my|our|the) (?:guidelines|polic(?:y|ies)|programming))"
     r"|(?:抱歉|对不起|很遗憾|不好意思).{0,16}(?:无法|不能|没办法|不便|不可以)"
     r"|我(?:无法|不能|没办法|不可以)(?:为您|为你|帮您|帮你|协助|提供|满足|回答|告诉|参与|支持|讨论|继续|给出|写|帮)"
-    r"|(?:这|该)(?:个)?(?:请求|问题|内容)?(?:违反|不符合|涉及敏感)",
+    r"|(?:这|该)(?:个)?(?:请求|问题|内容|话题)(?:违反|不符合|涉及敏感)|(?:违反|不符合)(?:了)?(?:我|我们|平台|社区)的?[^。，]{0,6}(?:准则|政策|规定|规范|原则)",
     re.IGNORECASE,
 )
 

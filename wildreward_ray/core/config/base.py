@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Self, Union, get_args, get_origin
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -31,11 +31,11 @@ class Section(BaseModel):
             UserError: an unreadable file, an unknown key (names the nearest one), or a value that breaks a rule.
         """
         tree = _read_yaml(file) if file else {}
-        known = {name for name, _ in leaves(cls)}
+        known = dict(leaves(cls))
         for key, value in (overrides or {}).items():
             if key not in known:
                 raise UserError(f"unknown setting {key!r}: {nearest(key, known)}", flag=flag_of(key))
-            _put(tree, key.split("."), value)
+            _put(tree, key.split("."), _scalar(key, known[key], value))
         try:
             return cls.model_validate(tree)
         except ValidationError as e:
@@ -54,8 +54,7 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
     """The `Section` class of a nested field, or None."""
-    options = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
-    for option in options:
+    for option in _options(field):
         if isinstance(option, type) and issubclass(option, Section):
             return option
     return None
@@ -66,6 +65,22 @@ def flag_of(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
+def _scalar(key: str, field: FieldInfo, value: Any) -> Any:
+    """An override's value: text stays text where the field holds text, else it is read as YAML."""
+    if not isinstance(value, str) or any(o is str or get_origin(o) is Literal for o in _options(field)):
+        return value
+    import yaml
+
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise UserError(f"{key} = {_short(value)}: not valid YAML", flag=flag_of(key)) from e
+
+
+def _options(field: FieldInfo) -> tuple[Any, ...]:
+    return get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+
+
 def _read_yaml(file: str) -> dict[str, Any]:
     import yaml
 
@@ -73,7 +88,7 @@ def _read_yaml(file: str) -> dict[str, Any]:
         tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"can't read {file!r}: {e.strerror}", flag="--config") from e
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{file!r} is not valid YAML: {' '.join(str(e).split())}", flag="--config") from e
     if tree is None:
         return {}

@@ -30,7 +30,9 @@ class TrainConfig(Section):
     output: str = Field(description="directory the reward model is written to")
     levels: int | None = Field(None, ge=2, le=10, description="ordered levels K; default: as the dataset says, 4 for JSONL")
     epochs: int = Field(1, ge=1, description="passes over the training rows")
-    max_length: int = Field(4096, ge=16, description="longest input in tokens; the oldest history is dropped first")
+    max_length: int | None = Field(
+        None, ge=16, description="longest input in tokens, the oldest history is dropped first; default: 4096 or what the base reads"
+    )
     template: str | None = Field(None, description="file with a Jinja template of the reward input; default: built in")
     soft_targets: bool = Field(False, description="train on the judge's probabilities instead of its most likely level")
     class_weights: Literal["none", "balanced"] = Field("none", description="balanced: every level has the same total weight")
