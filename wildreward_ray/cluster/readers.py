@@ -135,7 +135,7 @@ def _read_json_array(shard: Shard) -> Iterator[Record | Broken]:
                 yield Record(position, value)
                 position += 1
         except (ijson.JSONError, UnicodeDecodeError) as e:
-            # Everything before the break has been given out; the record that is cut off can't be trusted. The parser calls
-            # any error an incomplete file: only its text tells.
+            # Everything before the break has been given out; the record cut off can't be trusted. The parser calls any
+            # error an incomplete file: only its text tells.
             truncated = any(words in str(e) for words in ("premature EOF", "Incomplete"))
             yield Broken(position, "truncated_json" if truncated else "invalid_json", first_line(e))

@@ -141,11 +141,13 @@ class Artifact:
     Attributes:
         output: where it will stand.
         work: where its parts are written; moved to `output` by `commit`.
+        replaced: names of what belongs to the artefact that this one replaces.
     """
 
     def __init__(self, output: Location) -> None:
         self.output = output
         self.work = output.child(UNFINISHED)
+        self.replaced: set[str] = set()
 
     def commit(self, manifest: Manifest, parts: list[str]) -> None:
         """Move `parts` (names below `work`) into place, write the manifest, and remove what is left of the work."""
@@ -153,6 +155,8 @@ class Artifact:
             target = self.output.child(part)
             _remove(target)
             move(self.work.child(part), target)
+        for name in sorted(self.replaced - set(parts)):
+            _remove(self.output.child(name))
         self.output.child(MANIFEST).write_bytes(manifest.checked_json().encode())
         _remove(self.work)
 
@@ -172,6 +176,7 @@ def open_artifact(output: str, *, overwrite: bool, flag: str = "--output") -> It
         if place.child(MANIFEST).info().type == pafs.FileType.File:
             if not overwrite:
                 raise StorageError(f"{output!r} already holds a whole result", flag="--overwrite", hint="replace it with")
+            artifact.replaced = _names(place) - {MANIFEST, UNFINISHED}
             _remove(place.child(MANIFEST))
         elif _foreign_files(place):
             raise StorageError(
@@ -190,16 +195,21 @@ def open_artifact(output: str, *, overwrite: bool, flag: str = "--output") -> It
     try:
         yield artifact
     except OSError as e:
-        raise storage_error_of(e, output, flag) or e from e
+        space = storage_error_of(e, output, flag)
+        if space is None:
+            raise
+        raise space from e
 
 
 def storage_error_of(error: BaseException, output: str, flag: str = "--output") -> StorageError | None:
     """The user's view of a write that failed for want of space, wherever in a chain of causes it stands."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+    current: BaseException | None = error
+    seen: set[int] = set()
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
             return StorageError(f"no space left while writing {output!r}", flag=flag, hint="free some or give another")
-        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
+        current = getattr(current, "cause", None) or current.__cause__ or current.__context__
     text = str(error)
     if "No space left on device" in text or "Errno 28" in text:
         return StorageError(f"no space left while writing {output!r}", flag=flag, hint="free some or give another")
@@ -219,7 +229,9 @@ def read_manifest(uri: str, *, kind: str, flag: str) -> dict[str, Any]:
         file = place.child(MANIFEST)
         if file.info().type != pafs.FileType.File:
             raise StorageError(f"{uri!r} has no {MANIFEST}: it is unfinished, or no {kind} artefact", flag=flag)
-        manifest: dict[str, Any] = json.loads(file.read_bytes())
+        manifest = json.loads(file.read_bytes())
+        if not isinstance(manifest, dict):
+            raise StorageError(f"{uri!r} has a {MANIFEST} that is no mapping", flag=flag)
     except (OSError, ValueError) as e:
         raise StorageError(f"can't read {uri!r}: {first_line(e)}", flag=flag) from e
     if manifest.get("kind") != kind:
@@ -266,9 +278,13 @@ def _foreign_files(place: Location) -> bool:
         return False
     if info.type == pafs.FileType.File:
         return True
-    found = place.fs.get_file_info(pafs.FileSelector(place.path))
-    names = {item.base_name for item in found}
+    names = _names(place)
     return bool(names) and UNFINISHED not in names
+
+
+def _names(place: Location) -> set[str]:
+    """What stands directly below a directory."""
+    return {item.base_name for item in place.fs.get_file_info(pafs.FileSelector(place.path))}
 
 
 def _check_space(place: Location, flag: str) -> None:

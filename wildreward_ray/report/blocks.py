@@ -9,7 +9,7 @@ from wildreward_ray.report.markup import Html, el, join
 from wildreward_ray.report.svg import SERIES_COLORS, WIDTH, hint, label, legend, picture, shorten, text_width
 from wildreward_ray.report.values import count
 
-_LABELS = 170.0
+_LABELS = 160.0
 
 
 def bars(
@@ -18,8 +18,6 @@ def bars(
     *,
     names: Sequence[str] = ("",),
     stacked: bool = False,
-    colors: Sequence[str] = SERIES_COLORS,
-    color_groups: bool = False,
     write: Callable[[float], str] = count,
 ) -> Html | None:
     """Horizontal bars, several a group. None without groups.
@@ -29,13 +27,11 @@ def bars(
         groups: (label, one value for every name); None draws no bar.
         names: what the values of a group are, for the legend.
         stacked: values stand one behind the other and their sum is written, else one below the other.
-        colors: of the names, or of the groups with `color_groups`.
-        color_groups: each group has its own colour (a single name only).
         write: a value as text.
     """
     if not groups:
         return None
-    entries = [(name, colors[i % len(colors)]) for i, name in enumerate(names)] if len(names) > 1 else []
+    entries = [(name, SERIES_COLORS[i % len(SERIES_COLORS)]) for i, name in enumerate(names)] if len(names) > 1 else []
     key, top = legend(entries, 0)
     left = min(_LABELS, max(text_width(name) for name, _ in groups)) + 10
     shown = [
@@ -55,7 +51,7 @@ def bars(
         for i, value in enumerate(values):
             if value is None:
                 continue
-            color = colors[(row if color_groups else i) % len(colors)]
+            color = SERIES_COLORS[i % len(SERIES_COLORS)]
             at = y if stacked else y + i * thick
             length = max(value, 0.0) * unit
             tip = hint(" ".join(part for part in (name, names[i], write(value)) if part))
@@ -77,7 +73,7 @@ def heat_map(
     size = len(names)
     if len(cells) != size or any(len(row) != size for row in cells) or not any(map(any, cells)):
         return None
-    left, top = 150.0, 46.0
+    left, top = 162.0, 46.0
     side = (WIDTH - left - 4) / size
     high = 40.0
     parts = [
@@ -116,7 +112,7 @@ def funnel(description: str, stages: Sequence[Stage]) -> Html | None:
     """
     if not stages:
         return None
-    left, right, high = 116.0, 76.0, 38.0
+    left, right, high = 116.0, 66.0, 36.0
     middle, half = (left + WIDTH - right) / 2, (WIDTH - left - right) / 2
     parts: list[Html] = []
     y, unit = 0.0, ""
@@ -133,10 +129,10 @@ def funnel(description: str, stages: Sequence[Stage]) -> Html | None:
         tip = hint(f"{stage.name}: {stage.rows_in:,.0f} in, {stage.rows_out:,.0f} out")
         points = " ".join(f"{px:.1f},{py:.1f}" for px, py in corners)
         parts.append(el("polygon", tip, points=points, class_="stage"))
-        parts.append(label(left - 10, y + 22, shorten(stage.name, left - 10), anchor="end"))
-        parts.append(label(middle, y + 22, count(stage.rows_out), anchor="middle", class_="halo"))
+        parts.append(label(left - 10, y + 21, shorten(stage.name, left - 10), anchor="end"))
+        parts.append(label(middle, y + 21, count(stage.rows_out), anchor="middle", class_="halo"))
         lost = stage.rows_in - stage.rows_out
         if lost:
-            parts.append(label(WIDTH - right + 10, y + 22, f"{-lost:+,.0f}".replace("-", "−"), class_="tick"))
+            parts.append(label(WIDTH - right + 10, y + 21, f"{-lost:+,.0f}".replace("-", "−"), class_="tick"))
         y += high
     return picture(description, y + 2, join(*parts))

@@ -80,13 +80,13 @@ def histogram(
 ) -> Html | None:
     """How often which value occurs, with named vertical lines. None without values.
 
-    A few stragglers would press everything else against the axis, so the last bar holds all that lies beyond three
-    times the 95th percentile.
+    A few stragglers would press everything else against the axis, so the last bar holds all that lies beyond
+    twice the 95th percentile.
     """
     if not values:
         return None
     ordered = sorted(values)
-    limit = 3 * ordered[min(len(ordered) - 1, math.floor(0.95 * len(ordered)))]
+    limit = 2 * ordered[min(len(ordered) - 1, math.floor(0.95 * len(ordered)))]
     high = min(ordered[-1], limit) if limit > 0 else ordered[-1]
     left, right = plot_span()
     x = scale([0.0, ordered[0], high], left, right, zero=True)

@@ -13,7 +13,7 @@ from typing import Any
 from wildreward_ray.report import loop_data, loop_model, loop_policy
 from wildreward_ray.report.markup import Html, el
 from wildreward_ray.report.page import page, tile, tiles
-from wildreward_ray.report.values import change, count, decimal, mapping, milliseconds, number, percent, rows, string
+from wildreward_ray.report.values import change, count, decimal, mapping, milliseconds, moment, number, percent, rows
 
 TITLE = "From chat logs to a reward model to a better policy"
 
@@ -28,7 +28,7 @@ def render(summary: Mapping[str, Any]) -> str:
         page(
             TITLE,
             el("h1", TITLE),
-            el("p", f"WildReward on Ray, run of {string(summary.get('created'))}", class_="made"),
+            el("p", f"WildReward on Ray, run of {moment(summary.get('created'))}", class_="made"),
             el(
                 "p",
                 "This page follows one run of the whole loop: chat logs are read, a judge turns each user's next "

@@ -8,7 +8,7 @@ from typing import Any
 from wildreward_ray.core.scale import JUDGE_LEVELS, LEVEL_NAMES
 from wildreward_ray.report.blocks import Stage, bars, funnel
 from wildreward_ray.report.loop_judge import agreement, judge_facts
-from wildreward_ray.report.markup import Html, el
+from wildreward_ray.report.markup import Html, el, join
 from wildreward_ray.report.page import badge, figure, grid, not_run, note, passage, section, table
 from wildreward_ray.report.values import (
     count,
@@ -72,11 +72,10 @@ def funnel_section(summary: Mapping[str, Any]) -> Html:
             figure("What the steps do", _step_list(steps), "Steps that only change levels drop nothing."),
         ),
         table(
-            ["Step", "Unit", "In", "Out", "Dropped, by reason", "Also counted"],
+            ["Step", "In", "Out", "Dropped, by reason", "Also counted"],
             [
                 [
-                    words(s.get("name")),
-                    string(s.get("unit")),
+                    join(words(s.get("name")), el("div", string(s.get("unit")), class_="soft")),
                     count(s.get("rows_in")),
                     count(s.get("rows_out")),
                     _dropped(s),
@@ -84,7 +83,7 @@ def funnel_section(summary: Mapping[str, Any]) -> Html:
                 ]
                 for s in steps
             ],
-            numeric=(2, 3),
+            numeric=(1, 2),
         ),
     )
 
@@ -111,7 +110,13 @@ def label_section(summary: Mapping[str, Any]) -> Html:
             figure(
                 "Levels before and after the refinements",
                 bars("Interactions by level", levels, names=("judge", "refined")) if before or after else None,
-                "Most users just go on, so neutral is large; only what moves between the two bars was changed.",
+                "Most users just go on, so neutral is large; the difference of the two bars is what the refinements "
+                "moved.",
+            ),
+            figure(
+                "Language",
+                bars("Interactions by language", _largest(language)),
+                "The language of the conversation, as the logs name it or as it was detected.",
             ),
             figure(
                 "Training labels",
@@ -124,11 +129,6 @@ def label_section(summary: Mapping[str, Any]) -> Html:
                 "Where the level comes from",
                 bars("Interactions by origin", [(words(name), [n]) for name, n in origin.items()]),
                 "; ".join(f"{name}: {meaning}" for name, meaning in _ORIGINS.items()) + ".",
-            ),
-            figure(
-                "Language",
-                bars("Interactions by language", _largest(language)),
-                "The language of the conversation, as the logs name it or as it was detected.",
             ),
         ),
         judge_facts(summary),

@@ -74,24 +74,27 @@ def agreement(summary: Mapping[str, Any]) -> Html:
                 "judge fills only the outlined diagonal; one step beside it is a near miss, and the far corners are "
                 "praise read as blame or the other way round.",
             ),
-            facts(
-                ("interactions", count(found.get("n")), "Interactions whose level is known."),
-                ("exact", percent(found.get("exact")), "Same level of five."),
-                (
-                    "always the commonest",
-                    percent(found.get("majority_share")),
-                    "What exact would be for a judge that never looks.",
-                ),
-                ("within one", percent(found.get("within_one")), "At most one level away."),
-                (
-                    "balanced accuracy",
-                    percent(found.get("balanced_accuracy_3")),
-                    "Mean share found of negative, neutral and positive; 33.3 % is guessing.",
-                ),
-                (
-                    "AUC",
-                    decimal(found.get("auc")),
-                    "Chance that a positive is rated above a negative; 0.5 is guessing.",
+            figure(
+                "In numbers",
+                facts(
+                    ("interactions", count(found.get("n")), "Interactions whose level is known."),
+                    ("exact", percent(found.get("exact")), "Same level of five."),
+                    (
+                        "always the commonest",
+                        percent(found.get("majority_share")),
+                        "What exact would be for a judge that never looks.",
+                    ),
+                    ("within one", percent(found.get("within_one")), "At most one level away."),
+                    (
+                        "balanced accuracy",
+                        percent(found.get("balanced_accuracy_3")),
+                        "Mean share found of negative, neutral and positive; 33.3 % is guessing.",
+                    ),
+                    (
+                        "AUC",
+                        decimal(found.get("auc")),
+                        "Chance that a positive is rated above a negative; 0.5 is guessing.",
+                    ),
                 ),
             ),
         ),

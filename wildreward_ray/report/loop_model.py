@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wildreward_ray.report.curves import Series, averaged, histogram, line_chart, reliability
-from wildreward_ray.report.markup import Child, Html, el
-from wildreward_ray.report.page import facts, figure, grid, not_run, note, section, table
+from wildreward_ray.report.markup import Html
+from wildreward_ray.report.page import facts, figure, grid, not_run, note, section
 from wildreward_ray.report.values import (
     ABSENT,
     count,
@@ -25,14 +25,23 @@ from wildreward_ray.report.values import (
 )
 
 _METRICS = {
-    "n": "Held-out replies the other numbers are measured on.",
-    "mae": "Mean distance between score and label, in levels; lower is better.",
-    "rmse": "The same with large misses weighing more; lower is better.",
-    "accuracy": "Share of replies whose rounded score is the label.",
-    "quadratic_kappa": "Agreement beyond chance, far misses weighing more; 1 is perfect, 0 is chance.",
-    "spearman": "How far scores put replies in the order of their labels; 1 is the same order, 0 is none.",
-    "auc": "Chance that a positively labelled reply scores above a negative one; 0.5 is guessing.",
-    "ece": "Mean gap between the predicted chance of a positive label and how often it was; lower is better.",
+    "n": ("replies", "Held-out replies the other numbers are measured on."),
+    "mae": ("mean absolute error", "Mean distance between score and label, in levels; lower is better."),
+    "rmse": ("root mean square error", "The same with large misses weighing more; lower is better."),
+    "accuracy": ("accuracy", "Share of replies whose rounded score is the label."),
+    "quadratic_kappa": (
+        "quadratic kappa",
+        "Agreement beyond chance, far misses weighing more; 1 is perfect, 0 is chance.",
+    ),
+    "spearman": (
+        "Spearman",
+        "How far scores put replies in the order of their labels; 1 is the same order, 0 is none.",
+    ),
+    "auc": ("AUC", "Chance that a positively labelled reply scores above a negative one; 0.5 is guessing."),
+    "ece": (
+        "expected calibration error",
+        "Mean gap between the predicted chance of a positive label and how often it was; lower is better.",
+    ),
 }
 
 
@@ -108,9 +117,9 @@ def reward_model_section(summary: Mapping[str, Any]) -> Html:
                 "Each dot is a tenth of the held-out replies. On the dashed line a predicted 70 % is positive 70 % "
                 "of the time; below it the model is too hopeful, above it too gloomy.",
             ),
-            figure("Held-out metrics", _metrics(mapping(train.get("metrics"))), "Measured after the last step."),
+            figure("The training run", _training(train)),
         ),
-        _training(train),
+        figure("Held-out metrics", _metrics(mapping(train.get("metrics"))), "Measured after the last step."),
     )
 
 
@@ -142,19 +151,22 @@ def service_section(summary: Mapping[str, Any]) -> Html:
                 "Each bar counts requests. The dashed lines are the times within which 50, 95 and 99 of 100 were "
                 "answered; the last bar also holds the few that took far longer.",
             ),
-            facts(
-                ("engine", string(serve.get("engine")), "What runs the model."),
-                ("requests", count(serve.get("requests")), "Requests sent."),
-                ("items", count(serve.get("items")), "Replies scored in them."),
-                ("concurrency", count(serve.get("concurrency")), "Requests under way at a time."),
-                ("throughput", with_unit(serve.get("items_per_s"), "items/s"), "Replies scored per second."),
-                ("p50", milliseconds(latency.get("p50")), "Half of the requests were answered within this."),
-                ("p95", milliseconds(latency.get("p95")), "95 of 100 were."),
-                ("p99", milliseconds(latency.get("p99")), "99 of 100 were."),
-                ("scores", _span(low, high), "Between the lowest and the highest of these the scores lie."),
-                *(
-                    (words(name), decimal(gap), "Largest difference between the scores of the two; 0 is best.")
-                    for name, gap in parity.items()
+            figure(
+                "In numbers",
+                facts(
+                    ("engine", string(serve.get("engine")), "What runs the model."),
+                    ("requests", count(serve.get("requests")), "Requests sent."),
+                    ("items", count(serve.get("items")), "Replies scored in them."),
+                    ("concurrency", count(serve.get("concurrency")), "Requests under way at a time."),
+                    ("throughput", with_unit(serve.get("items_per_s"), "items/s"), "Replies scored per second."),
+                    ("p50", milliseconds(latency.get("p50")), "Half of the requests were answered within this."),
+                    ("p95", milliseconds(latency.get("p95")), "95 of 100 were."),
+                    ("p99", milliseconds(latency.get("p99")), "99 of 100 were."),
+                    ("scores", _span(low, high), "Between the lowest and the highest of these the scores lie."),
+                    *(
+                        (words(name), decimal(gap), "Largest difference between the scores of the two; 0 is best.")
+                        for name, gap in parity.items()
+                    ),
                 ),
             ),
         ),
@@ -177,33 +189,32 @@ def series(name: str, steps: Sequence[Mapping[str, Any]], key: str, spread: str 
 def _metrics(metrics: Mapping[str, Any]) -> Html | None:
     if not metrics:
         return None
-    written: list[list[Child]] = []
+    written: list[tuple[str, str, str]] = []
     for name, value in metrics.items():
+        title, meaning = _METRICS.get(name, (words(name), ""))
         level = str(name).removeprefix("accuracy_gt_")
         above = level != name
-        meaning = (
-            f"Share of replies rightly told to lie above level {level}, or not." if above else _METRICS.get(name, "")
-        )
+        if above:
+            title, meaning = (
+                f"accuracy above {level}",
+                f"Share of replies rightly told to lie above level {level}, or not.",
+            )
         shown = count(value) if name == "n" else percent(value) if above or name == "accuracy" else decimal(value)
-        written.append([f"accuracy above {level}" if above else words(name), shown, meaning])
-    return table(["Metric", "Value", "What it is"], written, numeric=(1,))
+        written.append((title, shown, meaning))
+    return facts(*written, subject="Metric")
 
 
 def _training(train: Mapping[str, Any]) -> Html:
-    return el(
-        "div",
-        el("h3", "The training run"),
-        facts(
-            ("base", string(train.get("base")), "The model that training started from."),
-            ("parameters", count(train.get("parameters")), "Its size."),
-            ("levels", count(train.get("levels")), "Ordered labels it tells apart."),
-            ("training rows", count(train.get("train_rows")), "Replies it learnt from."),
-            ("test rows", count(train.get("test_rows")), "Replies of other users, kept for measuring."),
-            ("steps", count(train.get("steps")), "Updates of the weights."),
-            ("epochs", decimal(train.get("epochs")), "Passes over the training rows."),
-            ("throughput", with_unit(train.get("tokens_per_s"), "tokens/s"), "Tokens learnt from per second."),
-            ("padding", percent(train.get("padding_waste")), "Share of computed tokens that only fill up batches."),
-        ),
+    return facts(
+        ("base", string(train.get("base")), "The model that training started from."),
+        ("parameters", count(train.get("parameters")), "Its size."),
+        ("levels", count(train.get("levels")), "Ordered labels it tells apart."),
+        ("training rows", count(train.get("train_rows")), "Replies it learnt from."),
+        ("test rows", count(train.get("test_rows")), "Replies of other users, kept for measuring."),
+        ("steps", count(train.get("steps")), "Updates of the weights."),
+        ("epochs", decimal(train.get("epochs")), "Passes over the training rows."),
+        ("throughput", with_unit(train.get("tokens_per_s"), "tokens/s"), "Tokens learnt from per second."),
+        ("padding", percent(train.get("padding_waste")), "Share of computed tokens that only fill up batches."),
     )
 
 

@@ -123,16 +123,18 @@ def making_section(summary: Mapping[str, Any]) -> Html:
                 bars("Seconds per stage", stages, write=seconds),
                 f"Wall time of every stage, start of engines included; {seconds(took.get('total'))} for all.",
             ),
-            facts(
-                ("CPUs", count(machine.get("cpus")), "Processors the run could use."),
-                ("GPUs", count(machine.get("gpus")), "Accelerators the run could use."),
-                ("memory", with_unit(machine.get("memory_gb"), "GB"), "Memory of the machine."),
-                (
-                    "peak memory",
-                    with_unit(machine.get("peak_memory_gb"), "GB"),
-                    "The most that was in use at a time.",
+            figure(
+                "Machine",
+                facts(
+                    ("CPUs", count(machine.get("cpus")), "Processors the run could use."),
+                    ("GPUs", count(machine.get("gpus")), "Accelerators the run could use."),
+                    ("memory", with_unit(machine.get("memory_gb"), "GB"), "Memory of the machine."),
+                    (
+                        "peak memory",
+                        with_unit(machine.get("peak_memory_gb"), "GB"),
+                        "The most that was in use at a time.",
+                    ),
                 ),
-                subject="Machine",
             ),
         ),
         table(["Package", "Version"], [[string(name), string(version)] for name, version in versions.items()])

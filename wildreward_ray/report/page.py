@@ -11,6 +11,8 @@ from wildreward_ray.report.values import ABSENT, string
 # Longer texts are folded; far longer ones are cut, or one pasted book would outweigh the page.
 _FOLD_CHARACTERS, _FOLD_LINES = 320, 7
 _CUT_CHARACTERS = 20_000
+# Longest value of a table that is kept on one line.
+_LINE = 22
 
 
 def page(title: str, *body: Child) -> Html:
@@ -65,7 +67,7 @@ def tiles(entries: Iterable[Html]) -> Html:
 def figure(title: str, picture: Html | None, *caption: Child) -> Html:
     """A picture with the sentence that says how to read it; without a picture it says that there is nothing to show."""
     shown = picture if picture is not None else el("p", ABSENT, class_="absent")
-    return el("figure", el("h3", title), shown, el("figcaption", *caption))
+    return el("figure", el("h3", title), shown, el("figcaption", *caption) if caption else None)
 
 
 def grid(*blocks: Child) -> Html:
@@ -84,8 +86,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Child]], *, numeric: Se
 
 
 def facts(*rows: tuple[str, str, str], subject: str = "Number") -> Html:
-    """A table of (name, value, sentence that tells what the value is)."""
-    return table([subject, "Value", "What it is"], rows, numeric=(1,))
+    """A table of (name, value, sentence that tells what the value is). Numbers stay on one line, paths may wrap."""
+    written = [
+        (name, el("span", value, class_="long") if len(value) > _LINE else value, meaning)
+        for name, value, meaning in rows
+    ]
+    return table([subject, "Value", "What it is"], written, numeric=(1,))
 
 
 def passage(title: str, value: object) -> Html:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from wildreward_ray.report.markup import Html, el, join
 
-WIDTH = 440.0
+WIDTH = 400.0
 FONT = 13.0
 SERIES_COLORS = tuple(f"var(--c{i})" for i in range(6))
 _LEFT, _RIGHT = 54.0, 12.0
@@ -85,8 +85,8 @@ def _round_step(rough: float) -> float:
 
 
 def text_width(value: str, size: float = FONT) -> float:
-    """About how wide a text is drawn; wide scripts take a full em a character."""
-    return size * sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.56 for c in value)
+    """About how wide a text is drawn in a roomy font; wide scripts take a full em a character."""
+    return size * sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.7 if c.isupper() else 0.58 for c in value)
 
 
 def shorten(value: str, width: float, size: float = FONT) -> str:
@@ -119,7 +119,7 @@ def legend(entries: Sequence[tuple[str, str]], top: float) -> tuple[Html, float]
     x, y = 2.0, top
     for name, color in entries:
         name = shorten(name, WIDTH - 40)
-        needed = 18 + text_width(name) + 14
+        needed = 18 + text_width(name) + 16
         if x > 2 and x + needed > WIDTH:
             x, y = 2.0, y + 20
         parts.append(el("rect", x=x, y=y + 3, width=12, height=12, rx=2, style=f"fill:{color}"))

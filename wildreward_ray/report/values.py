@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from numbers import Real
 from typing import Any
 
@@ -82,7 +83,7 @@ def decimal(value: Any) -> str:
         return "0"
     if not 1e-3 <= abs(n) < 1e6:
         return f"{n:.1e}"
-    digits = 0 if abs(n) >= 1000 else 1 if abs(n) >= 100 else 2 if abs(n) >= 1 else 3
+    digits = 0 if abs(n) >= 1000 or n == round(n) else 1 if abs(n) >= 100 else 2 if abs(n) >= 1 else 3
     return f"{n:,.{digits}f}"
 
 
@@ -108,6 +109,15 @@ def seconds(value: Any) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
+
+
+def moment(value: Any) -> str:
+    """An ISO time as `2026-03-14 09:26 UTC`; any other text as it is."""
+    try:
+        when = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return string(value)
+    return f"{when:%Y-%m-%d %H:%M} {when.tzname() or ''}".strip()
 
 
 def with_unit(value: Any, unit: str) -> str:

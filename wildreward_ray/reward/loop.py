@@ -83,6 +83,7 @@ class Trainer:
         optim: settings of the optimisation.
         soft: train on `rows.label_probs` instead of labels.
         balanced: give all labels the same total weight.
+        bf16: run the model under bfloat16 autocast; weights, gradients and the loss stay float32.
 
     Raises:
         UserError: no rows, labels of one level only, or soft targets without probabilities.
@@ -100,12 +101,14 @@ class Trainer:
         seed: int,
         soft: bool = False,
         balanced: bool = False,
+        bf16: bool = False,
         world: World | None = None,
     ) -> None:
         _check_rows(rows, soft)
         self.model, self.rows, self.k, self.world = model, rows, k, world or World()
         self._pad, self._epochs, self._seed, self._optim = pad_token_id, epochs, seed, optim
         self._device = next(model.parameters()).device
+        self._bf16 = bf16
         labels = torch.from_numpy(np.asarray(rows.labels, dtype=np.int64))
         # Out-of-range labels are refused whatever the targets are.
         hard = encode_labels(labels, k)
@@ -170,7 +173,8 @@ class Trainer:
     def _loss(self, rows: NDArray[np.int64]) -> Tensor:
         """The weighted sum of the losses of some rows."""
         input_ids, mask = pad_right([self.rows.ids(int(row)) for row in rows], self._pad)
-        logits = self.model(input_ids=input_ids.to(self._device), attention_mask=mask.to(self._device)).logits
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            logits = self.model(input_ids=input_ids.to(self._device), attention_mask=mask.to(self._device)).logits
         index = torch.from_numpy(rows)
         losses = cumulative_bce(logits, self._targets[index].to(self._device))
         return (losses * self._weights[index].to(self._device)).sum()

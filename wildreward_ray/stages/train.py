@@ -151,7 +151,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
     torch.set_num_threads(config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
     k = job.reward.levels
     model, tokenizer = load_base(
-        job.base, k, seed=config.seed, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+        job.base, k, seed=config.seed, trust_remote_code=config.trust_remote_code
     )
     model.to("cuda" if config.num_gpus else "cpu")
     with tempfile.TemporaryDirectory() as scratch:
@@ -166,6 +166,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
             seed=config.seed,
             soft=config.soft_targets,
             balanced=config.class_weights == "balanced",
+            bf16=config.precision == "bfloat16",
             world=world,
         )
         log = _Log(job, trainer, test, k, tokenizer.pad_token_id)

@@ -40,7 +40,9 @@ class TrainConfig(Section):
     test_share: float = Field(0.1, gt=0, lt=1, description="held-out share where the dataset is JSONL without a test part")
     eval_every: int = Field(0, ge=0, description="optimizer steps between evaluations; 0: at the end of every epoch")
     seed: int = Field(0, description="seed of head initialisation, row order and dropout")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of weights and activations")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="type of activations; weights and optimizer stay float32"
+    )
     trust_remote_code: bool = Field(False, description="run model code that comes with the base model")
     overwrite: bool = Field(False, description="replace a whole reward model that stands at the output")
     workers: int = Field(1, ge=1, description="Ray Train workers")
