@@ -98,6 +98,12 @@ def test_row_that_goes_missing_between_two_counts_stops_the_manifest(where: str,
         written.checked_json()
 
 
+def test_row_that_the_judge_loses_and_nobody_after_it_ever_sees_shows_in_the_funnel() -> None:
+    found = {**FOUND, "rows": Counter({"rows": 79}), "split": FOUND["split"] - Counter({"train": 1})}
+    steps = dataset.funnel(SUMMARY, Counter({"judged": 79}), found)
+    assert [s.name for s in steps if s.rows_in != s.rows_out + sum(s.dropped.values())] == ["judge"]
+
+
 def test_nothing_read_is_a_funnel_of_zeros_and_no_crash() -> None:
     empty: dict[str, Counter[Any]] = {name: Counter() for name in FOUND}
     steps = dataset.funnel(Counter(), Counter(), empty)

@@ -7,7 +7,16 @@ import pytest
 from wildreward_ray.feedback.language import is_cjk, language_group, length_units
 
 
-@pytest.mark.parametrize("text", ["请解释一下", "ありがとう", "감사합니다", "用 Python 写一个快速排序函数"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "请解释一下",
+        "ありがとう",
+        "감사합니다",
+        "用 Python 写一个快速排序函数",
+        "请帮我解释一下 IndexError: list out of range",
+    ],
+)
 def test_chinese_japanese_and_korean_are_told_by_their_script(text: str) -> None:
     assert is_cjk(text)
 

@@ -121,6 +121,15 @@ def test_overwrite_leaves_nothing_of_the_old_that_the_new_does_not_have(tmp_path
     assert files_below(tmp_path / "out") == {"part/data.txt", MANIFEST}
 
 
+def test_overwrite_keeps_parts_that_are_named_one_by_one(tmp_path: Path) -> None:
+    write(tmp_path / "out", "dataset")
+    with open_artifact(str(tmp_path / "out"), overwrite=True) as artifact:
+        (Path(artifact.work.path) / "dataset").mkdir()
+        (Path(artifact.work.path) / "dataset" / "train.txt").write_text("new")
+        artifact.commit(manifest(), ["dataset/train.txt"])
+    assert "dataset/train.txt" in files_below(tmp_path / "out")
+
+
 def test_unfinished_run_is_replaced_without_being_asked(tmp_path: Path) -> None:
     with open_artifact(str(tmp_path / "out"), overwrite=False) as artifact:
         (Path(artifact.work.path) / "stale.txt").write_text("stale")

@@ -155,7 +155,7 @@ class Artifact:
             target = self.output.child(part)
             _remove(target)
             move(self.work.child(part), target)
-        for name in sorted(self.replaced - set(parts)):
+        for name in sorted(self.replaced - {part.split("/")[0] for part in parts}):
             _remove(self.output.child(name))
         self.output.child(MANIFEST).write_bytes(manifest.checked_json().encode())
         _remove(self.work)
