@@ -41,7 +41,8 @@ def start_ray() -> None:
         return
     joined = bool(os.environ.get("RAY_ADDRESS"))
     kwargs: dict[str, object] = {} if joined else {"address": "local", "include_dashboard": False}
-    ray.init(logging_level=logging.WARNING, log_to_driver=True, **kwargs)
+    # Workers' own output (model loading bars, engine chatter) stays in Ray's session logs unless it is asked for.
+    ray.init(logging_level=logging.WARNING, log_to_driver=logger.isEnabledFor(logging.DEBUG), **kwargs)
     data = ray.data.DataContext.get_current()
     data.print_on_execution_start = False
     data.enable_progress_bars = False  # `Progress` prints one line a stage instead

@@ -32,7 +32,9 @@ class LearnerSection(Section):
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
     micro_pairs: int = Field(4, ge=1, description="pairs in one forward and backward pass")
     warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises linearly")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of the learner's weights")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="type of activations; weights and optimizer stay float32"
+    )
     num_cpus: float = Field(0.5, ge=0, description="Ray CPUs the learner holds")
     num_gpus: float = Field(0.0, ge=0, description="Ray GPUs the learner holds")
     cpu_threads: int | None = Field(None, ge=1, description="threads of a CPU learner; default: all cores of its node")
@@ -67,6 +69,7 @@ class OnlineDpoConfig(Section):
     limit: int | None = Field(None, ge=1, description="use at most this many prompts")
     system_prompt: str | None = Field(None, description="system message put before every prompt that has none")
     eval_prompts: int = Field(8, ge=0, description="prompts held out to compare the policy before and after")
+    max_prompt_tokens: int = Field(1024, ge=8, description="longer prompts are left out and counted")
     seed: int = Field(0, description="seed of prompt order and sampling")
     trust_remote_code: bool = Field(False, description="run model code that comes with the policy")
     overwrite: bool = Field(False, description="replace a whole run that stands at the output")
