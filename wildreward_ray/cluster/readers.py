@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -139,3 +140,28 @@ def _read_json_array(shard: Shard) -> Iterator[Record | Broken]:
             # error an incomplete file: only its text tells.
             truncated = any(words in str(e) for words in ("premature EOF", "Incomplete"))
             yield Broken(position, "truncated_json" if truncated else "invalid_json", first_line(e))
+
+
+def json_lines(file: Location, *, flag: str) -> Iterator[Any]:
+    """The values of a JSONL file, line by line.
+
+    Raises:
+        UserError: a line that isn't JSON; names the line and `flag`.
+    """
+    with file.open_input() as stream:
+        for number, line in enumerate(_lines(stream), start=1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError as e:
+                    raise UserError(f"line {number} of {file.uri!r} is not JSON: {first_line(e)}", flag=flag) from e
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines of a byte stream, read in pieces."""
+    rest = b""
+    while piece := bytes(stream.read(1 << 20)):
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest

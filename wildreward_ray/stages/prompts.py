@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from wildreward_ray.cluster.readers import json_lines
 from wildreward_ray.cluster.storage import Location, list_files
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
 from wildreward_ray.core.errors import UserError
@@ -75,7 +75,7 @@ def load_prompts(config: OnlineDpoConfig, tokenizer: PreTrainedTokenizerBase) ->
 def _messages(uri: str) -> Iterator[list[dict[str, str]]]:
     """Chat messages that end with the prompt, of every record of every file."""
     for file in list_files(uri, flag="--prompts", suffixes=(".jsonl", ".parquet")):
-        records = _parquet_rows(file) if file.path.endswith(".parquet") else _jsonl_rows(file)
+        records = _parquet_rows(file) if file.path.endswith(".parquet") else json_lines(file, flag="--prompts")
         for number, record in enumerate(records):
             yield _prompt_messages(record, file, number)
 
@@ -94,16 +94,6 @@ def _prompt_messages(record: Any, file: Location, number: int) -> list[dict[str,
             f"record {number} of {file.uri!r} has neither `prompt` nor `messages` with a user message", flag="--prompts"
         )
     return [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
-
-
-def _jsonl_rows(file: Location) -> Iterator[Any]:
-    with file.fs.open_input_stream(file.path) as stream:
-        for number, line in enumerate(bytes(stream.read()).splitlines()):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as e:
-                    raise UserError(f"line {number + 1} of {file.uri!r} is not JSON: {e}", flag="--prompts") from e
 
 
 def _parquet_rows(file: Location) -> Iterator[Any]:

@@ -128,13 +128,15 @@ class TokenRows:
         return values[self._order]
 
 
-def wildfb_rows(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def wildfb_rows(records: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """WildFB records (`id, history, text, messages, user_feedback, label`) as rows that `TokeniseBatch` reads.
 
     Raises:
         UserError: a record without a field that is needed, or messages that aren't a request and a reply.
     """
     for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise UserError(f"record {number} is a {type(record).__name__}: objects are needed", flag="--dataset")
         messages, label = record.get("messages"), record.get("label")
         if not isinstance(messages, list) or len(messages) < 2 or label is None:
             raise UserError(

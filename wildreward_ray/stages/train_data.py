@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from wildreward_ray.cluster.readers import json_lines
 from wildreward_ray.cluster.schema import MESSAGES
 from wildreward_ray.cluster.storage import Location, list_files, locate, read_manifest
 from wildreward_ray.core.config.train import TrainConfig
@@ -110,7 +110,7 @@ def _from_jsonl(config: TrainConfig) -> Source:
 
 def _jsonl_tables(file: Location, split: str, test_share: float | None) -> Iterator[pa.Table]:
     rows = []
-    for row in wildfb_rows(_json_lines(file)):
+    for row in wildfb_rows(json_lines(file, flag="--dataset")):
         if test_share is None or assign(row["row_id"], test_share=test_share, salt="wildfb") == split:
             rows.append(row)
         if len(rows) >= _CHUNK_ROWS:
@@ -124,30 +124,6 @@ def _table(rows: list[dict[str, Any]], file: Location) -> pa.Table:
         if not isinstance(row["label"], int):
             raise UserError(f"row {row['row_id']!r} of {file.uri!r} has label {row['label']!r}: labels are whole numbers", flag="--dataset")
     return pa.Table.from_pylist(rows, schema=_ROWS)
-
-
-def _json_lines(file: Location) -> Iterator[dict[str, Any]]:
-    with file.open_input() as stream:
-        for number, line in enumerate(_lines(stream), start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as e:
-                raise UserError(f"line {number} of {file.uri!r} is not JSON: {e}", flag="--dataset") from e
-            if not isinstance(record, dict):
-                raise UserError(f"line {number} of {file.uri!r} is a {type(record).__name__}: objects are needed", flag="--dataset")
-            yield record
-
-
-def _lines(stream: Any) -> Iterator[bytes]:
-    """Lines of a byte stream, read in pieces."""
-    rest = b""
-    while piece := bytes(stream.read(1 << 20)):
-        *whole, rest = (rest + piece).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
 
 
 def _holds_jsonl(place: Location) -> bool:
