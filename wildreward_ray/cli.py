@@ -54,6 +54,11 @@ COMMANDS = {
         "wildreward_ray.core.config.online_dpo:OnlineDpoConfig",
         "wildreward_ray.stages.commands:online_dpo",
     ),
+    "run-all": Command(
+        "extract, train and online DPO in a row; stages that are done are skipped",
+        "wildreward_ray.core.config.run_all:RunAllConfig",
+        "wildreward_ray.stages.commands:run_all",
+    ),
     "demo": Command(
         "the whole loop on the shipped sample",
         "wildreward_ray.core.config.demo:DemoConfig",

@@ -216,6 +216,29 @@ def storage_error_of(error: BaseException, output: str, flag: str = "--output") 
     return None
 
 
+def has_manifest(place: Location) -> bool:
+    """Whether a whole artefact stands at a place."""
+    return bool(place.child(MANIFEST).info().type == pafs.FileType.File)
+
+
+def is_done(uri: str, config: dict[str, Any]) -> bool:
+    """Whether a whole artefact made with this very configuration stands at `uri`, so that its stage can be skipped.
+
+    Raises:
+        StorageError: a whole artefact of another configuration stands there; names the first setting that differs.
+    """
+    place = locate(uri, flag="--output")
+    if not has_manifest(place):
+        return False
+    made_with = json.loads(place.child(MANIFEST).read_bytes()).get("config", {})
+    differing = sorted(k for k in config.keys() | made_with.keys() if config.get(k) != made_with.get(k) and k != "overwrite")
+    if differing and not config.get("overwrite"):
+        raise StorageError(
+            f"{uri!r} was made with other settings: {', '.join(differing)} differ", flag="--output", hint="give another"
+        )
+    return not differing
+
+
 def read_manifest(uri: str, *, kind: str, flag: str) -> dict[str, Any]:
     """The manifest of a whole artefact.
 

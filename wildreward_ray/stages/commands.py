@@ -6,6 +6,7 @@ from wildreward_ray.core.config.bench import BenchConfig
 from wildreward_ray.core.config.demo import DemoConfig
 from wildreward_ray.core.config.extract import ExtractConfig
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
+from wildreward_ray.core.config.run_all import RunAllConfig
 from wildreward_ray.core.config.serve import ScoreConfig, ServeConfig
 from wildreward_ray.core.config.train import TrainConfig
 
@@ -61,6 +62,18 @@ def online_dpo(config: OnlineDpoConfig) -> None:
             f"win rate {found['win_rate']:.2f} over {found['replies']} replies"
         )
     print(f"policy: {result.output}/policy (metrics.jsonl, samples.jsonl, summary.json beside it)")
+
+
+def run_all(config: RunAllConfig) -> None:
+    """`wildreward run-all`: a stage whose whole output was made with the same settings is not run again."""
+    from wildreward_ray.cluster.storage import is_done
+
+    if not is_done(config.extract.output, config.extract.model_dump(mode="json")):
+        extract(config.extract)
+    if not is_done(config.train.output, config.train.model_dump(mode="json")):
+        train(config.train)
+    if not is_done(config.online_dpo.output, config.online_dpo.model_dump(mode="json")):
+        online_dpo(config.online_dpo)
 
 
 def demo(config: DemoConfig) -> None:

@@ -92,8 +92,10 @@ def funnel(summary: Counter[str], judge: Counter[str], feedback: dict[str, Count
     rows = feedback["rows"]["rows"]
     dropped = {reason: n for reason, n in sorted(feedback["drop_reason"].items(), key=str) if reason is not None}
     neutral = {"neutral": dropped.pop("neutral")} if "neutral" in dropped else {}
+    unsure = {"unsure": dropped.pop("unsure")} if "unsure" in dropped else {}
     fit = rows - sum(dropped.values())
     kept = sum(n for split, n in feedback["split"].items() if split is not None)
+    clear = fit - sum(neutral.values())
     refusals = {f"refusal_{v}": n for v, n in feedback["refusal_verdict"].items() if v is not None}
     mined = {"relabelled": feedback["origin"]["hindsight"], "topic_switch": feedback["topic_switch"][True]}
     sides = {split: feedback["split"][split] for split in SPLITS}
@@ -113,7 +115,8 @@ def funnel(summary: Counter[str], judge: Counter[str], feedback: dict[str, Count
         FunnelStep(name="hindsight", unit="interactions", rows_in=judge["judged"], rows_out=rows, notes=mined),
         FunnelStep(name="refusal", unit="interactions", rows_in=rows, rows_out=rows, notes=refusals),
         FunnelStep(name="quality", unit="interactions", rows_in=rows, rows_out=fit, dropped=dropped),
-        FunnelStep(name="neutral", unit="interactions", rows_in=fit, rows_out=kept, dropped=neutral),
+        FunnelStep(name="neutral", unit="interactions", rows_in=fit, rows_out=clear, dropped=neutral),
+        FunnelStep(name="confidence", unit="interactions", rows_in=clear, rows_out=kept, dropped=unsure),
         FunnelStep(name="split", unit="interactions", rows_in=kept, rows_out=sum(sides.values()), notes=sides),
     ]  # fmt: skip
 

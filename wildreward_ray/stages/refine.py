@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from wildreward_ray.cluster.embedding import Embedder
 from wildreward_ray.cluster.schema import FEEDBACK
 from wildreward_ray.cluster.session import ActorRequest
 from wildreward_ray.core.config.extract import ExtractConfig, HindsightSection
-from wildreward_ray.core.scale import training_label
+from wildreward_ray.core.scale import NEUTRAL, training_label
 from wildreward_ray.feedback import hindsight
 from wildreward_ray.feedback.conversation import interaction_id
 from wildreward_ray.feedback.prior import entropy
@@ -162,7 +163,22 @@ class RefineActor:
         reason = drop_reason(candidate, limits, config.quality.rules)
         if reason is None and training_label(row["level"], config.levels) is None:
             return "neutral"
+        if reason is None and side_confidence(row["level"], row["level_probs"]) < config.quality.min_confidence:
+            return "unsure"
         return reason
+
+
+def side_confidence(level: int, probs: Sequence[float]) -> float:
+    """How sure it is that a level lies on its side: P(that side) / P(either side). 1 for the neutral level.
+
+    Args:
+        probs: five probabilities, index 0 is level 1.
+    """
+    if level == NEUTRAL:
+        return 1.0
+    negative, positive = sum(probs[: NEUTRAL - 1]), sum(probs[NEUTRAL:])
+    side = positive if level > NEUTRAL else negative
+    return side / (negative + positive) if negative + positive > 0 else 0.0
 
 
 _CARRIED = ("conversation_id", "user_id", "language", "model", "timestamp", "toxic", "redacted", "source")

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from wildreward_ray.cluster.readers import json_lines
 from wildreward_ray.cluster.schema import MESSAGES
-from wildreward_ray.cluster.storage import Location, list_files, locate, read_manifest
+from wildreward_ray.cluster.storage import Location, has_manifest, list_files, locate, read_manifest
 from wildreward_ray.core.config.train import TrainConfig
 from wildreward_ray.core.errors import StorageError, UserError
 from wildreward_ray.core.scale import check_k
@@ -62,7 +62,9 @@ def open_source(config: TrainConfig) -> Source:
 def _from_extract(config: TrainConfig) -> Source:
     import ray.data
 
-    root = config.dataset.rstrip("/").removesuffix("/dataset")
+    root = config.dataset.rstrip("/")
+    if root.endswith("/dataset") and not has_manifest(locate(root)):
+        root = root.removesuffix("/dataset")
     manifest = read_manifest(root, kind="feedback", flag="--dataset")
     k = int(manifest["levels"])
     if config.levels not in (None, k):

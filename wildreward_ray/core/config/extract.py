@@ -106,6 +106,12 @@ class QualitySection(Section):
     min_prompt: int = Field(5, ge=0, description="shortest prompt, in words (characters in Chinese)")
     min_response: int = Field(10, ge=0, description="shortest reply, in words (characters in Chinese)")
     max_history: int = Field(20, ge=0, description="most messages before the prompt")
+    min_confidence: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="least share of the label's side, negative or positive, in the judge's probability of both; 0: keep all",
+    )
 
     @field_validator("rules")
     @classmethod
