@@ -19,7 +19,7 @@ from wildreward_ray.stages import dataset, ingest, label, refine
 logger = logging.getLogger(__name__)
 
 # Small blocks keep the judge fed from the first seconds and make a lost block cheap to redo.
-_BLOCK_BYTES = 4 * 1024 * 1024
+BLOCK_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def run(config: ExtractConfig) -> ExtractResult:
             check_resources([refine.resources(config.hindsight)])
         import ray.data
 
-        ray.data.DataContext.get_current().target_max_block_size = _BLOCK_BYTES
+        ray.data.DataContext.get_current().target_max_block_size = BLOCK_BYTES
         _judge(config, artifact, shards)
         judged = artifact.work.child("judged")
         priors = label.corpus_priors(judged, config.judge)

@@ -50,7 +50,7 @@ class JudgeActor:
         """`CONVERSATIONS` rows in, `JUDGED` rows out, with one more row that counts prompts and cached tokens."""
         started = time.monotonic()
         rows = table.to_pylist()
-        interactions = [(r, i, fields) for r, row in enumerate(rows) for i, fields in enumerate(_fields(row))]
+        interactions = [(r, i, fields) for r, row in enumerate(rows) for i, fields in enumerate(turn_fields(row))]
         cache = PrefixCacheCount()
         prompts = [self._feedback.token_ids(fields) for _, _, fields in interactions]
         logprobs = verdict_logprobs(self._llm, prompts, self._feedback.verdict_ids, cache)
@@ -154,7 +154,7 @@ def _gpus(section: JudgeSection) -> float:
     return float(section.engine.tensor_parallel) if ray.cluster_resources().get("GPU") else 0.0
 
 
-def _fields(row: dict[str, Any]) -> list[dict[str, str]]:
+def turn_fields(row: dict[str, Any]) -> list[dict[str, str]]:
     """What the judge may see of every turn: the request, the reply, and the message after it."""
     if row["kind"] != "conversation":
         return []
