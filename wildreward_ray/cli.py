@@ -92,7 +92,9 @@ def run_stage(name: str, arguments: Sequence[str]) -> int:
     """Parse a stage's flags, run it, and turn errors into one line and an exit code."""
     command = COMMANDS[name]
     verbose = "--verbose" in arguments
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
     if verbose:
         logging.getLogger("wildreward_ray").setLevel(logging.DEBUG)
     try:
@@ -136,7 +138,9 @@ def _parser(name: str, config: type[Section]) -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
     )
     parser.add_argument("--config", dest="config_file", metavar="FILE", help="YAML file with these settings")
-    parser.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help="show logs of workers, and tracebacks")
+    parser.add_argument(
+        "--verbose", action="store_true", default=argparse.SUPPRESS, help="show logs of workers, and tracebacks"
+    )
     for key, setting in leaves(config):
         if key == _POSITIONAL.get(name):
             parser.add_argument(key, nargs="?", help=setting.description, choices=get_args(setting.annotation))

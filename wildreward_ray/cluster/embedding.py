@@ -33,7 +33,9 @@ class Embedder:
             self._tokenizer = AutoTokenizer.from_pretrained(path)
             self._model = AutoModel.from_pretrained(path, use_safetensors=True).to(self._device).eval()
         except (OSError, ValueError) as e:
-            raise UserError(f"can't load the embedding model {model!r}: {' '.join(str(e).split())[:300]}", flag=flag) from e
+            raise UserError(
+                f"can't load the embedding model {model!r}: {' '.join(str(e).split())[:300]}", flag=flag
+            ) from e
         self._batch_size = batch_size
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:

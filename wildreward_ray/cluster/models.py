@@ -43,7 +43,9 @@ def _package_dir(module: str, package: str, name: str, flag: str) -> Path:
     # The package may import things that aren't installed; only its folder is wanted.
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{name!r} needs the package {package!r}", flag=flag, hint="run `make setup`, or name another model")
+        raise UserError(
+            f"{name!r} needs the package {package!r}", flag=flag, hint="run `make setup`, or name another model"
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 

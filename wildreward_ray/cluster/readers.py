@@ -115,7 +115,9 @@ def _read_parquet(shard: Shard, columns: Sequence[str]) -> Iterator[Record | Bro
         with shard.file.fs.open_input_file(shard.file.path) as source:
             file = pq.ParquetFile(source)
             present = [c for c in columns if c in file.schema_arrow.names]
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=list(shard.row_groups or ()), columns=present):
+            for batch in file.iter_batches(
+                batch_size=_BATCH_ROWS, row_groups=list(shard.row_groups or ()), columns=present
+            ):
                 for row in batch.to_pylist():
                     yield Record(position, row)
                     position += 1

@@ -16,6 +16,13 @@ from wildreward_ray.core.errors import ResourceError, WildRewardError
 
 logger = logging.getLogger(__name__)
 
+# Messages about every dataset and deployment drown the stage's own lines.
+_QUIET = {
+    "ray.data": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,
+    "ray.serve": logging.WARNING,
+}
+
 
 @dataclass(frozen=True)
 class ActorRequest:
@@ -48,7 +55,8 @@ def start_ray() -> None:
     data.enable_progress_bars = False  # `Progress` prints one line a stage instead
     # The graph is checked before it runs; if it still can't move for so long, an error is better than waiting.
     data.execution_no_progress_timeout_s = 1800
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name, level in _QUIET.items():
+        logging.getLogger(name).setLevel(level)
     total = ray.cluster_resources()
     logger.info("Ray %s: %.0f CPUs, %.0f GPUs", ray.__version__, total.get("CPU", 0), total.get("GPU", 0))
 

@@ -175,12 +175,16 @@ def open_artifact(output: str, *, overwrite: bool, flag: str = "--output") -> It
         artifact = Artifact(place)
         if place.child(MANIFEST).info().type == pafs.FileType.File:
             if not overwrite:
-                raise StorageError(f"{output!r} already holds a whole result", flag="--overwrite", hint="replace it with")
+                raise StorageError(
+                    f"{output!r} already holds a whole result", flag="--overwrite", hint="replace it with"
+                )
             artifact.replaced = _names(place) - {MANIFEST, UNFINISHED}
             _remove(place.child(MANIFEST))
         elif _foreign_files(place):
             raise StorageError(
-                f"{output!r} holds files that no unfinished run of this program left there", flag=flag, hint="give another"
+                f"{output!r} holds files that no unfinished run of this program left there",
+                flag=flag,
+                hint="give another",
             )
         _remove(artifact.work)
         artifact.work.fs.create_dir(artifact.work.path, recursive=True)
@@ -231,7 +235,9 @@ def is_done(uri: str, config: dict[str, Any]) -> bool:
     if not has_manifest(place):
         return False
     made_with = json.loads(place.child(MANIFEST).read_bytes()).get("config", {})
-    differing = sorted(k for k in config.keys() | made_with.keys() if config.get(k) != made_with.get(k) and k != "overwrite")
+    differing = sorted(
+        k for k in config.keys() | made_with.keys() if config.get(k) != made_with.get(k) and k != "overwrite"
+    )
     if differing and not config.get("overwrite"):
         raise StorageError(
             f"{uri!r} was made with other settings: {', '.join(differing)} differ", flag="--output", hint="give another"

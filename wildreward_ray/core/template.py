@@ -46,7 +46,9 @@ class RewardTemplate:
         probe = self.render([{"role": "user", "content": _PROBE["history"]}], _PROBE["prompt"], _PROBE["response"])
         for part in ("prompt", "response"):
             if _PROBE[part] not in probe:
-                raise UserError(f"the reward template drops the {part}", flag="--template", hint=f"use {{{{ {part} }}}}")
+                raise UserError(
+                    f"the reward template drops the {part}", flag="--template", hint=f"use {{{{ {part} }}}}"
+                )
 
     @cached_property
     def _compiled(self) -> Template:

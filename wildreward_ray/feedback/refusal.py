@@ -17,10 +17,12 @@ MAX_REFUSAL_WORDS = 120
 _OPENING_CHARACTERS = 240
 
 _REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:really |very |so |truly )?sorry,? (?:but )?(?:as|i(?! (?:made|mis\w+|was|got|forgot|missed|overlooked|meant|had|gave|hear|see)))\b"
+    r"\b(?:i(?:'m| am) (?:really |very |so |truly )?sorry,? (?:but )?"
+    r"(?:as|i(?! (?:made|mis\w+|was|got|forgot|missed|overlooked|meant|had|gave|hear|see)))\b"
     r"|i(?:'m| am) (?:not able|unable|not allowed|not comfortable)"
     r"|i (?:can(?:no|')t|can not|won't|will not|must decline|have to decline|refuse to)"
-    r" (?:help|assist|provide|support|do that|comply|fulfil|create|make|write|give|discuss|share|advise|engage|answer|continue|offer|go into|talk)"
+    r" (?:help|assist|provide|support|do that|comply|fulfil|create|make|write|give|discuss|share|advise|engage|answer"
+    r"|continue|offer|go into|talk)"
     r"|i (?:must|have to) (?:respectfully )?(?:decline|refuse)"
     r"|(?:it is|it's|that's|that is|this is) (?:not appropriate|against (?:my|our)|something i can(?:no|')t)"
     r"|as an ai(?: language model)?,? i (?:can(?:no|')t|am (?:not able|unable)|do(?:n't| not))"

@@ -108,7 +108,9 @@ class Learner:
     def _batch(self, prompt_ids: Sequence[Sequence[int]], pairs: Sequence[Pair]) -> PairBatch:
         batch = collate_pairs(prompt_ids, pairs, self._pad)
         return PairBatch(
-            batch.input_ids.to(self._device), batch.attention_mask.to(self._device), batch.response_mask.to(self._device)
+            batch.input_ids.to(self._device),
+            batch.attention_mask.to(self._device),
+            batch.response_mask.to(self._device),
         )
 
     def _logprobs(self, model: PreTrainedModel, batch: PairBatch) -> Tensor:

@@ -183,7 +183,9 @@ class Trainer:
         """Add up gradients over workers, as one flat tensor a device: one collective instead of one a parameter."""
         if self.world.size == 1:
             return
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.model.parameters() if p.requires_grad]
+        grads = [
+            p.grad if p.grad is not None else torch.zeros_like(p) for p in self.model.parameters() if p.requires_grad
+        ]
         flat = self.world.sum(torch.cat([g.reshape(-1).float() for g in grads]))
         start = 0
         for parameter, grad in zip((p for p in self.model.parameters() if p.requires_grad), grads, strict=True):
@@ -214,7 +216,8 @@ def _check_rows(rows: Rows, soft: bool) -> None:
         raise UserError("the training set is empty", flag="--dataset")
     if len(present) < 2:
         raise UserError(
-            f"all {len(rows.labels)} training rows have label {present[0]}: at least two levels are needed", flag="--dataset"
+            f"all {len(rows.labels)} training rows have label {present[0]}: at least two levels are needed",
+            flag="--dataset",
         )
     if soft and rows.label_probs is None:
         raise UserError("the dataset has no label_probs to train on", flag="--soft-targets")

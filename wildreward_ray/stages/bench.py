@@ -59,7 +59,12 @@ def _bench_extract(config: BenchConfig, inputs: tuple[str, ...]) -> dict[str, An
         dataset.write_parquet(rows, judged, JUDGED)
         pipeline = ray.get(stamps.rate.remote())
         counts = dataset.counts(judged, "judge")
-        fields = [f for table in ingest.read_tables(shards, config.limit) for r in table.to_pylist() for f in label.turn_fields(r)]
+        fields = [
+            f
+            for table in ingest.read_tables(shards, config.limit)
+            for r in table.to_pylist()
+            for f in label.turn_fields(r)
+        ]
         ceiling = ray.get(_Ceiling.options(num_cpus=config.judge.num_cpus).remote(config.judge).rate.remote(fields))  # type: ignore[attr-defined]
     found = {
         "stage": "extract",
@@ -105,7 +110,9 @@ class _Ceiling:
 
     def __init__(self, section: JudgeSection) -> None:
         self._llm = start_llm(section.model, section.engine, flag="--judge.model")
-        self._prompt = JudgePrompt(SPECS["feedback", section.prompt_style], section.prompt_style, self._llm.get_tokenizer())
+        self._prompt = JudgePrompt(
+            SPECS["feedback", section.prompt_style], section.prompt_style, self._llm.get_tokenizer()
+        )
 
     def rate(self, fields: list[dict[str, str]]) -> dict[str, float]:
         """Prompts a second over all prompts, after a warm-up on some of them."""

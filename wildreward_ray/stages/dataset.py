@@ -47,9 +47,7 @@ def write_splits(feedback: Location, work: Location, levels: int) -> None:
         kept = rows.map_batches(
             lambda table, split=split: table.filter(pc.equal(table["split"], split)), batch_format="pyarrow"
         )
-        write_parquet(
-            kept.map_batches(to_dataset, batch_format="pyarrow"), work.child("dataset").child(split), DATASET
-        )
+        write_parquet(kept.map_batches(to_dataset, batch_format="pyarrow"), work.child("dataset").child(split), DATASET)
 
 
 def write_quarantine(judged: Location, target: Location) -> None:
@@ -71,7 +69,17 @@ def counts(judged: Location, kind: str) -> Counter[str]:
 
 def feedback_counts(feedback: Location) -> dict[str, Counter[Any]]:
     """How often each value of the small columns of `feedback` occurs."""
-    names = ["judge_level", "level", "origin", "refusal_verdict", "topic_switch", "drop_reason", "split", "label", "language"]
+    names = [
+        "judge_level",
+        "level",
+        "origin",
+        "refusal_verdict",
+        "topic_switch",
+        "drop_reason",
+        "split",
+        "label",
+        "language",
+    ]
     total: dict[str, Counter[Any]] = {name: Counter() for name in [*names, "rows"]}
     for batch in _scan(feedback, FEEDBACK, names, None):
         total["rows"]["rows"] += batch.num_rows
@@ -123,9 +131,7 @@ def funnel(summary: Counter[str], judge: Counter[str], feedback: dict[str, Count
 
 def label_table(feedback: dict[str, Counter[Any]]) -> dict[str, dict[str, int]]:
     """Counts by level before and after the refinements, and by origin, language and training label."""
-    levels = {
-        name: {str(level): feedback[name][level] for level in JUDGE_LEVELS} for name in ("judge_level", "level")
-    }
+    levels = {name: {str(level): feedback[name][level] for level in JUDGE_LEVELS} for name in ("judge_level", "level")}
     rest = {
         name: {str(value): n for value, n in sorted(feedback[name].items(), key=str) if value is not None}
         for name in ("origin", "label", "language")
@@ -159,9 +165,16 @@ def card(steps: list[FunnelStep], labels: dict[str, dict[str, int]], inputs: lis
         "|---|---|--:|--:|---|---|",
     ]
     lines += [
-        f"| {s.name} | {s.unit} | {s.rows_in:,} | {s.rows_out:,} | {_inline(s.dropped)} | {_inline(s.notes)} |" for s in steps
+        f"| {s.name} | {s.unit} | {s.rows_in:,} | {s.rows_out:,} | {_inline(s.dropped)} | {_inline(s.notes)} |"
+        for s in steps
     ]
-    lines += ["", "## Labels", "", "| | " + " | ".join(str(level) for level in JUDGE_LEVELS) + " |", "|---|" + "--:|" * 5]
+    lines += [
+        "",
+        "## Labels",
+        "",
+        "| | " + " | ".join(str(level) for level in JUDGE_LEVELS) + " |",
+        "|---|" + "--:|" * 5,
+    ]
     for name, title in (("judge_level", "judge"), ("level", "refined")):
         lines.append(f"| {title} | " + " | ".join(f"{n:,}" for n in labels[name].values()) + " |")
     lines += ["", f"Origin: {_inline(labels['origin'])}. Training labels: {_inline(labels['label'])}.", ""]
@@ -176,7 +189,9 @@ def _with_prefix(values: Counter[str], prefix: str) -> dict[str, int]:
     return {name.removeprefix(prefix): n for name, n in sorted(values.items()) if name.startswith(prefix)}
 
 
-def _scan(place: Location, schema: pa.Schema, columns: list[str], keep: pc.Expression | None) -> Iterator[pa.RecordBatch]:
+def _scan(
+    place: Location, schema: pa.Schema, columns: list[str], keep: pc.Expression | None
+) -> Iterator[pa.RecordBatch]:
     """Stream some columns of a directory of Parquet files."""
     dataset = pads.dataset(place.path, filesystem=place.fs, schema=schema)
     yield from dataset.to_batches(columns=columns, filter=keep)

@@ -108,10 +108,10 @@ def _train(out: Path) -> dict[str, Any]:
         "base": "demo:minilm",
         "output": str(out / "reward_model"),
         "overwrite": True,
-        "epochs": 4,
+        "epochs": 5,
         "max_length": 192,
         "precision": "bfloat16",
-        "optim.learning_rate": 2e-4,
+        "optim.learning_rate": 3e-4,
         "optim.head_learning_rate": 1e-3,
         "optim.global_batch": 16,
         "optim.token_budget": 4096,
@@ -180,7 +180,8 @@ def _dpo_config(out: Path, url: str, steps: int) -> OnlineDpoConfig:
         "rollout.samples": 4,
         "rollout.max_tokens": 48,
         "rollout.engine.max_model_len": 512,
-        "learner.learning_rate": 5e-6,
+        "learner.learning_rate": 2e-5,
+        "learner.micro_pairs": 2,
         "learner.precision": "bfloat16",
     }
     return OnlineDpoConfig.load(None, settings)

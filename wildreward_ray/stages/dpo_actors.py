@@ -50,7 +50,8 @@ class RolloutActor:
         ]
         outputs = self._llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
         groups = [
-            [Sample(c.text, tuple(c.token_ids), c.finish_reason == "stop") for c in output.outputs] for output in outputs
+            [Sample(c.text, tuple(c.token_ids), c.finish_reason == "stop") for c in output.outputs]
+            for output in outputs
         ]
         tokens = sum(len(s.token_ids) for group in groups for s in group)
         return {"samples": groups, "tokens": tokens, "seconds": time.monotonic() - started, "version": self.version}

@@ -64,9 +64,7 @@ def _judge(config: ExtractConfig, artifact: Artifact, shards: list[Any]) -> None
     """The expensive pass: raw verdicts of every turn, to `judged/`."""
     with Progress("judge", "interactions", config.limit) as progress:
         conversations = ingest.read(shards, config.limit)
-        judged = label.judge(
-            conversations, config.judge, refusal=config.refusal, counter=progress.counter
-        )
+        judged = label.judge(conversations, config.judge, refusal=config.refusal, counter=progress.counter)
         dataset.write_parquet(judged, artifact.work.child("judged"), JUDGED)
 
 

@@ -133,7 +133,9 @@ def _conversation_row(conversation: Conversation, shard: Shard, position: int, t
 
 def _user_text(conversation: Conversation) -> str:
     """Enough of what the user wrote to tell its script."""
-    return " ".join(m.content[:_SCRIPT_CHARACTERS] for m in conversation.messages if m.role == "user")[:_SCRIPT_CHARACTERS]
+    return " ".join(m.content[:_SCRIPT_CHARACTERS] for m in conversation.messages if m.role == "user")[
+        :_SCRIPT_CHARACTERS
+    ]
 
 
 def _quarantined(shard: Shard, position: int, reason: str, detail: str, counts: Counter[str]) -> dict[str, Any]:

@@ -96,7 +96,9 @@ def resources(section: JudgeSection) -> ActorRequest:
     return ActorRequest("judge", section.replicas[0], section.num_cpus, _gpus(section), "--judge.num-cpus")
 
 
-def judge(conversations: ray.data.Dataset, section: JudgeSection, *, refusal: RefusalSection, counter: Any) -> ray.data.Dataset:
+def judge(
+    conversations: ray.data.Dataset, section: JudgeSection, *, refusal: RefusalSection, counter: Any
+) -> ray.data.Dataset:
     """A streaming dataset of `JUDGED` rows."""
     import ray.data
 
@@ -140,7 +142,11 @@ def corpus_priors(judged: Location, section: JudgeSection) -> Priors:
 def prompt_texts(section: JudgeSection) -> dict[str, Any]:
     """The judge's prompts as data, for the manifest."""
     return {
-        name: {"instructions": spec.instructions, "examples": [list(e) for e in spec.examples], "verdicts": spec.verdicts}
+        name: {
+            "instructions": spec.instructions,
+            "examples": [list(e) for e in spec.examples],
+            "verdicts": spec.verdicts,
+        }
         for (name, style), spec in SPECS.items()
         if style == section.prompt_style
     }

@@ -108,10 +108,10 @@ def run(config: OnlineDpoConfig) -> OnlineDpoResult:
 def _start(config: OnlineDpoConfig, client: RewardClient, prompts: list[Prompt]) -> _Run:
     """Start both actors and wait until both have loaded the policy."""
     held_out, train = prompts[: config.eval_prompts], prompts[config.eval_prompts :]
-    rollout = RolloutActor.options(num_cpus=config.rollout.num_cpus, num_gpus=config.rollout.num_gpus).remote(
+    rollout = RolloutActor.options(num_cpus=config.rollout.num_cpus, num_gpus=config.rollout.num_gpus).remote(  # type: ignore[attr-defined]
         config.policy, config.rollout, config.seed
     )
-    learner = LearnerActor.options(num_cpus=config.learner.num_cpus, num_gpus=config.learner.num_gpus).remote(config)
+    learner = LearnerActor.options(num_cpus=config.learner.num_cpus, num_gpus=config.learner.num_gpus).remote(config)  # type: ignore[attr-defined]
     ray.get([rollout.__ray_ready__.remote(), learner.__ray_ready__.remote()])
     return _Run(config, client, rollout, learner, train, held_out)
 
@@ -275,7 +275,9 @@ def _tokenizer(config: OnlineDpoConfig) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as e:
-        raise UserError(f"can't load the policy {config.policy!r}: {' '.join(str(e).split())[:300]}", flag="--policy") from e
+        raise UserError(
+            f"can't load the policy {config.policy!r}: {' '.join(str(e).split())[:300]}", flag="--policy"
+        ) from e
     if tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {config.policy!r} has no chat template", flag="--policy")
     return tokenizer

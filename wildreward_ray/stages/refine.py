@@ -17,9 +17,9 @@ from wildreward_ray.core.config.extract import ExtractConfig, HindsightSection
 from wildreward_ray.core.scale import NEUTRAL, training_label
 from wildreward_ray.feedback import hindsight
 from wildreward_ray.feedback.conversation import interaction_id
+from wildreward_ray.feedback.judge import REFUSAL_VERDICTS
 from wildreward_ray.feedback.prior import entropy
 from wildreward_ray.feedback.quality import Candidate, QualityLimits, drop_reason
-from wildreward_ray.feedback.judge import REFUSAL_VERDICTS
 from wildreward_ray.feedback.refusal import validated_level
 from wildreward_ray.feedback.split import assign
 from wildreward_ray.stages.label import Priors
@@ -115,7 +115,9 @@ class RefineActor:
             "level_probs": self._final_probs(item, turn, mined, origin),
             "entropy": entropy(item.probs[turn]),
             "origin": origin,
-            "evidence_id": interaction_id(conversation, row["turns"][mined.evidence]) if origin == "hindsight" and mined else None,
+            "evidence_id": interaction_id(conversation, row["turns"][mined.evidence])
+            if origin == "hindsight" and mined
+            else None,
             "similarity": mined.similarity if mined else None,
             "refusal_verdict": verdict,
             "topic_switch": switched,
@@ -203,4 +205,3 @@ def refine(judged: ray.data.Dataset, config: ExtractConfig, priors: Priors, coun
         num_cpus=section.num_cpus,
         num_gpus=section.num_gpus or None,
     )
-

@@ -89,7 +89,11 @@ def run(config: ScoreConfig) -> dict[str, Any]:
                 "config": config.model_dump(mode="json"),
                 "funnel": [
                     FunnelStep(
-                        name="score", unit="rows", rows_in=rows + bad, rows_out=rows, dropped={"quarantined": bad} if bad else {}
+                        name="score",
+                        unit="rows",
+                        rows_in=rows + bad,
+                        rows_out=rows,
+                        dropped={"quarantined": bad} if bad else {},
                     )
                 ],
                 "seconds": round(time.monotonic() - started, 1),

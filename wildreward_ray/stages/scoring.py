@@ -60,7 +60,9 @@ class Scorer:
         version: changes when the checkpoint's files do.
     """
 
-    def __init__(self, config: RewardConfig, encoder: InputEncoder, engine: Engine, engine_name: str, version: str) -> None:
+    def __init__(
+        self, config: RewardConfig, encoder: InputEncoder, engine: Engine, engine_name: str, version: str
+    ) -> None:
         self.config, self.encoder, self.engine_name, self.version = config, encoder, engine_name, version
         self._engine = engine
 
@@ -143,7 +145,9 @@ def check_checkpoint(section: ScorerSection) -> RewardConfig:
     """
     path = resolve_model(section.model, flag="--model")
     if section.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise UserError("the vllm engine is not installed", flag="--engine", hint="install the `cpu` or the `gpu` extra")
+        raise UserError(
+            "the vllm engine is not installed", flag="--engine", hint="install the `cpu` or the `gpu` extra"
+        )
     config, _ = load_reward_config_and_tokenizer(
         path, template_file=section.template, levels=section.levels, trust_remote_code=section.trust_remote_code
     )

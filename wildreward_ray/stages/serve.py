@@ -79,12 +79,14 @@ def _deploy(config: ServeConfig, token: str | None) -> None:
     )
     serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
     try:
-        serve.run(RewardApi.bind(config, token, engine.bind(config)), name=APP, route_prefix="/")
+        serve.run(RewardApi.bind(config, token, engine.bind(config)), name=APP, route_prefix="/")  # type: ignore[attr-defined]
     except RuntimeError as e:
         # Serve only says that a replica failed; the reason is in the application's status.
         status = serve.status().applications.get(APP)
         reasons = [d.message for d in status.deployments.values() if d.message] if status else []
-        raise WildRewardError(f"the reward service did not start: {' '.join((reasons or [str(e)])[0].split())[:600]}") from e
+        raise WildRewardError(
+            f"the reward service did not start: {' '.join((reasons or [str(e)])[0].split())[:600]}"
+        ) from e
 
 
 def _wait_until_healthy(url: str) -> None:

@@ -55,8 +55,8 @@ class RewardEngine:
     def __init__(self, config: ServeConfig) -> None:
         self._scorer = load_scorer(config)
         self._config = config
-        self.score_jobs.set_max_batch_size(config.max_batch_items)  # type: ignore[attr-defined]
-        self.score_jobs.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)  # type: ignore[attr-defined]
+        self.score_jobs.set_max_batch_size(config.max_batch_items)
+        self.score_jobs.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)
 
     def describe(self) -> Health:
         """What is served."""
@@ -83,7 +83,7 @@ class RewardEngine:
             scores += part
         return scores
 
-    @serve.batch(batch_size_fn=_count_items)
+    @serve.batch(batch_size_fn=_count_items)  # type: ignore[untyped-decorator]
     async def score_jobs(self, jobs: list[Job]) -> list[list[Score] | RewardUnavailableError]:
         # The model runs in a thread, so that the replica goes on accepting requests for the next batch.
         return await asyncio.get_running_loop().run_in_executor(None, self._score, jobs)
@@ -141,32 +141,36 @@ class RewardApi:
 
     def __init__(self, config: ServeConfig, token: str | None, engine: Any) -> None:
         self._config, self._engine = config, engine
+        self._health: Health | None = None
         app.state.config, app.state.token = config, token
 
     @app.get("/healthz")
     async def healthz(self) -> Health:
         """Whether an engine replica answers, and what it serves."""
-        return await self._call(self._engine.describe.remote())  # type: ignore[no-any-return]
+        self._health = await self._call(self._engine.describe.remote())
+        return self._health
 
     @app.post("/v1/score")
     async def score(self, body: ScoreRequest) -> ScoreReply:
         """Score replies given as chat messages or as history, prompt and response."""
         self._check_count(len(body.items))
-        health, scores = await asyncio.gather(
-            self.healthz(), self._call(self._engine.score.remote(Job(items=tuple(i.parts() for i in body.items))))
-        )
+        scores = await self._call(self._engine.score.remote(Job(items=tuple(i.parts() for i in body.items))))
+        health = await self._served()
         return ScoreReply(model=health.model, version=health.version, scores=scores)
 
     @app.post("/get_reward")
     async def get_reward(self, body: GetRewardRequest) -> GetRewardReply:
         """Score rendered reward-model inputs, in the format of the WildReward and OpenRLHF clients."""
         self._check_count(len(body.query))
-        health, scores = await asyncio.gather(
-            self.healthz(), self._call(self._engine.score.remote(Job(texts=tuple(body.query))))
-        )
+        scores = await self._call(self._engine.score.remote(Job(texts=tuple(body.query))))
+        health = await self._served()
         rewards = [s.score for s in scores]
         scaled = [(r - 1) / (health.levels - 1) for r in rewards]
         return GetRewardReply(rewards=rewards, scores=scaled, extra_logs={"reward": rewards})
+
+    async def _served(self) -> Health:
+        """What is served, asked once: engine and API are deployed together."""
+        return self._health or await self.healthz()
 
     async def _call(self, response: Any) -> Any:
         """Wait for the engine; what goes wrong becomes the status code that tells a client whether to try again."""

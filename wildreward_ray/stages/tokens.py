@@ -68,7 +68,9 @@ class TokeniseBatch:
         return pa.Table.from_pylist(out, schema=TOKENS)
 
 
-def tokenise(dataset: ray.data.Dataset, config: TrainConfig, *, base: str, template: str, max_length: int, k: int) -> ray.data.Dataset:
+def tokenise(
+    dataset: ray.data.Dataset, config: TrainConfig, *, base: str, template: str, max_length: int, k: int
+) -> ray.data.Dataset:
     """A streaming dataset of `TOKENS` rows."""
     import ray.data
 
@@ -140,7 +142,8 @@ def wildfb_rows(records: Iterable[Any]) -> Iterator[dict[str, Any]]:
         messages, label = record.get("messages"), record.get("label")
         if not isinstance(messages, list) or len(messages) < 2 or label is None:
             raise UserError(
-                f"record {record.get('id', number)!r} lacks `messages` (a request and a reply) or `label`", flag="--dataset"
+                f"record {record.get('id', number)!r} lacks `messages` (a request and a reply) or `label`",
+                flag="--dataset",
             )
         prompt, response = messages[-2], messages[-1]
         if prompt.get("role") != "user" or response.get("role") != "assistant":
@@ -151,11 +154,15 @@ def wildfb_rows(records: Iterable[Any]) -> Iterator[dict[str, Any]]:
             )
         history = record.get("history") or []
         if isinstance(history, str):
-            raise UserError(f"record {record.get('id', number)!r} has a text as `history`: a list of messages is needed", flag="--dataset")
+            raise UserError(
+                f"record {record.get('id', number)!r} has a text as `history`: a list of messages is needed",
+                flag="--dataset",
+            )
         yield {
             "row_id": str(record.get("id", number)),
             "history": [
-                {"role": str(m.get("role", "user")), "content": str(m.get("content", ""))} for m in [*history, *messages[:-2]]
+                {"role": str(m.get("role", "user")), "content": str(m.get("content", ""))}
+                for m in [*history, *messages[:-2]]
             ],
             "prompt": str(prompt["content"]),
             "response": str(response["content"]),

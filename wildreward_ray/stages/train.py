@@ -82,7 +82,9 @@ def run(config: TrainConfig) -> TrainResult:
                 "kind": "reward_model",
                 "inputs": [config.dataset],
                 "config": config.model_dump(mode="json"),
-                "funnel": [FunnelStep(name=name, unit="rows", rows_in=n, rows_out=n) for name, n in found["rows"].items()],
+                "funnel": [
+                    FunnelStep(name=name, unit="rows", rows_in=n, rows_out=n) for name, n in found["rows"].items()
+                ],
                 "seconds": round(time.monotonic() - started, 1),
                 "metrics": found["metrics"],
             }
@@ -150,9 +152,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
     k = job.reward.levels
-    model, tokenizer = load_base(
-        job.base, k, seed=config.seed, trust_remote_code=config.trust_remote_code
-    )
+    model, tokenizer = load_base(job.base, k, seed=config.seed, trust_remote_code=config.trust_remote_code)
     model.to("cuda" if config.num_gpus else "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         train, test = _rows(job.train, scratch, "train", config.limit), _rows(job.test, scratch, "test", None)

@@ -69,7 +69,9 @@ def _from_extract(config: TrainConfig) -> Source:
     k = int(manifest["levels"])
     if config.levels not in (None, k):
         raise UserError(
-            f"{config.dataset!r} has labels 1..{k}, not 1..{config.levels}", flag="--levels", hint="extract it again with"
+            f"{config.dataset!r} has labels 1..{k}, not 1..{config.levels}",
+            flag="--levels",
+            hint="extract it again with",
         )
     place = locate(root, flag="--dataset").child("dataset")
     columns = ["interaction_id", "history", "prompt", "response", "label", "label_probs"]
@@ -92,7 +94,9 @@ def _from_jsonl(config: TrainConfig) -> Source:
 
     files = list_files(config.dataset, flag="--dataset", suffixes=(".jsonl",))
     marked = [f for f in files if "test" in f.path.rsplit("/", 1)[-1]]
-    parts = {"train": [f for f in files if f not in marked], "test": marked} if marked else {"train": files, "test": files}
+    parts = (
+        {"train": [f for f in files if f not in marked], "test": marked} if marked else {"train": files, "test": files}
+    )
 
     def reader(split: str) -> ray.data.Dataset:
         chosen = parts[split]
@@ -124,7 +128,10 @@ def _jsonl_tables(file: Location, split: str, test_share: float | None) -> Itera
 def _table(rows: list[dict[str, Any]], file: Location) -> pa.Table:
     for row in rows:
         if not isinstance(row["label"], int):
-            raise UserError(f"row {row['row_id']!r} of {file.uri!r} has label {row['label']!r}: labels are whole numbers", flag="--dataset")
+            raise UserError(
+                f"row {row['row_id']!r} of {file.uri!r} has label {row['label']!r}: labels are whole numbers",
+                flag="--dataset",
+            )
     return pa.Table.from_pylist(rows, schema=_ROWS)
 
 

@@ -21,9 +21,13 @@ class EngineSection(Section):
     gpu_memory_share: float = Field(0.9, gt=0, le=1, description="share of GPU memory an engine takes")
     cpu_kv_cache_gib: float = Field(1.0, gt=0, description="GiB of RAM for the KV cache where there is no GPU")
     cpu_threads: int | None = Field(None, ge=1, description="threads of a CPU engine; default: all cores of its node")
-    block_size: int | None = Field(None, ge=8, description="tokens a KV-cache block; default: 32 on CPU, vLLM's own on GPU")
+    block_size: int | None = Field(
+        None, ge=8, description="tokens a KV-cache block; default: 32 on CPU, vLLM's own on GPU"
+    )
     trust_remote_code: bool = Field(False, description="run model code that comes with the weights")
-    quantization: str | None = Field(None, description="vLLM quantization method of the weights; default: as the weights say")
+    quantization: str | None = Field(
+        None, description="vLLM quantization method of the weights; default: as the weights say"
+    )
 
 
 class JudgeSection(Section):
@@ -31,14 +35,18 @@ class JudgeSection(Section):
 
     model: str = Field("demo:smollm2", description="judge model: hub name, path, or demo:smollm2")
     prompt_style: Literal["completion", "chat"] = Field(
-        "completion", description="completion: few-shot lines for small models; chat: a rubric for instruction-tuned ones"
+        "completion",
+        description="completion: few-shot lines for small models; chat: a rubric for instruction-tuned ones",
     )
     batch_size: int = Field(64, ge=1, description="conversations handed to an engine at a time")
     replicas: tuple[int, int] = Field((1, 1), description="fewest and most judge actors")
     num_cpus: float = Field(1.0, ge=0, description="Ray CPUs a judge actor holds")
-    num_gpus: float | None = Field(None, ge=0, description="Ray GPUs a judge actor holds; default: tensor_parallel on GPU")
+    num_gpus: float | None = Field(
+        None, ge=0, description="Ray GPUs a judge actor holds; default: tensor_parallel on GPU"
+    )
     prior: Literal["batch", "none"] = Field(
-        "batch", description="batch: subtract each verdict's mean log-probability over the corpus; none: trust the judge"
+        "batch",
+        description="batch: subtract each verdict's mean log-probability over the corpus; none: trust the judge",
     )
     expected_shares: tuple[float, float, float, float, float] | None = Field(
         None, description="expected share of levels 1..5 after the prior is taken out; default: equal"
@@ -78,7 +86,10 @@ class RefusalSection(Section):
 
     enabled: bool = Field(True, description="judge short refusals again and put their level right")
     min_confidence: float = Field(
-        0.6, ge=0.5, lt=1, description="probability from which a second verdict counts; below it the level stays as it is"
+        0.6,
+        ge=0.5,
+        lt=1,
+        description="probability from which a second verdict counts; below it the level stays as it is",
     )
     prior_share: float = Field(
         0.125, ge=0, le=1, description="share of ordinary turns that are asked too, to learn the second verdict's prior"
@@ -136,7 +147,9 @@ class ExtractConfig(Section):
     input: tuple[str, ...] = Field(min_length=1, description="files or directories of chat logs, as paths or URIs")
     format: Format = Field("auto", description="shape of the logs; auto: told from each file's name and content")
     output: str = Field(description="directory or URI the dataset is written to")
-    limit: int | None = Field(None, ge=1, description="use at most this many interactions (replies with a next user message)")
+    limit: int | None = Field(
+        None, ge=1, description="use at most this many interactions (replies with a next user message)"
+    )
     overwrite: bool = Field(False, description="replace a whole dataset that stands at the output")
     levels: int = Field(4, description="ordered training levels that judge levels are folded into (2..5)")
     judge: JudgeSection = Field(default_factory=JudgeSection)

@@ -28,7 +28,9 @@ class LearnerSection(Section):
     learning_rate: float = Field(5e-7, gt=0, description="learning rate")
     beta: float = Field(0.1, gt=0, description="strength of the pull to the reference")
     loss: Literal["sigmoid", "ipo"] = Field("sigmoid", description="sigmoid (DPO) or ipo")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="assumed share of pairs in the wrong order (sigmoid loss)")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="assumed share of pairs in the wrong order (sigmoid loss)"
+    )
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
     micro_pairs: int = Field(4, ge=1, description="pairs in one forward and backward pass")
     warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises linearly")

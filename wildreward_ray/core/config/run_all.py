@@ -15,7 +15,9 @@ from wildreward_ray.core.config.train import TrainConfig
 class RunAllConfig(Section):
     """Extract, train and online DPO in a row, the reward model served for the last; each below one output."""
 
-    output: str = Field(description="directory or URI; stages write to dataset/, reward_model/ and online_dpo/ below it")
+    output: str = Field(
+        description="directory or URI; stages write to dataset/, reward_model/ and online_dpo/ below it"
+    )
     extract: ExtractConfig = Field(description="settings of extract; `output` is filled in")
     train: TrainConfig = Field(description="settings of train; `dataset` and `output` are filled in")
     online_dpo: OnlineDpoConfig = Field(description="settings of online-dpo; reward, prompts and output are filled in")

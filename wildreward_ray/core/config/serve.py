@@ -15,10 +15,14 @@ EngineName = Literal["auto", "transformers", "vllm"]
 class ScorerSection(Section):
     """How a reward model is loaded and run."""
 
-    model: str = Field(description="reward model: directory with reward_config.json, or a released checkpoint with --template")
+    model: str = Field(
+        description="reward model: directory with reward_config.json, or a released checkpoint with --template"
+    )
     engine: EngineName = Field("auto", description="auto: vllm for decoders where it is installed, else transformers")
     template: str | None = Field(None, description="template file, for checkpoints without reward_config.json")
-    levels: int | None = Field(None, ge=2, le=10, description="ordered levels, for checkpoints without reward_config.json")
+    levels: int | None = Field(
+        None, ge=2, le=10, description="ordered levels, for checkpoints without reward_config.json"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of weights and activations")
     token_budget: int = Field(8192, ge=1, description="padded tokens a batch")
     trust_remote_code: bool = Field(False, description="run model code that comes with the checkpoint")
@@ -46,7 +50,9 @@ class ServeConfig(ScorerSection):
 class ScoreConfig(ScorerSection):
     """Conversations in, scored conversations out."""
 
-    input: tuple[str, ...] = Field(min_length=1, description="JSONL or Parquet with messages, or history/prompt/response")
+    input: tuple[str, ...] = Field(
+        min_length=1, description="JSONL or Parquet with messages, or history/prompt/response"
+    )
     output: str = Field(description="directory or URI the scores are written to")
     limit: int | None = Field(None, ge=1, description="score at most this many rows")
     batch_size: int = Field(256, ge=1, description="rows handed to an engine at a time")
