@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from wildreward_ray.core.errors import StorageError
 from wildreward_ray.core.manifest import MANIFEST, Manifest
 
 UNFINISHED = "_unfinished"
+_COPY_BYTES = 1 << 22
 # Less free space than this and no stage can finish; it is checked before an engine starts.
 MIN_FREE_BYTES = 64 * 1024 * 1024
 
@@ -266,6 +268,14 @@ def read_manifest(uri: str, *, kind: str, flag: str) -> dict[str, Any]:
     if manifest.get("kind") != kind:
         raise StorageError(f"{uri!r} is a {manifest.get('kind')} artefact, not a {kind} one", flag=flag)
     return manifest
+
+
+def upload(folder: Path, target: Location) -> None:
+    """Copy the files of a local folder to `target`, in pieces."""
+    target.fs.create_dir(target.path, recursive=True)
+    for file in sorted(folder.iterdir()):
+        with file.open("rb") as source, target.fs.open_output_stream(target.child(file.name).path) as sink:
+            shutil.copyfileobj(source, sink, _COPY_BYTES)
 
 
 def move(source: Location, target: Location) -> None:

@@ -188,7 +188,7 @@ class JudgePrompt:
         self._tokenizer = tokenizer
         prefix, suffix = self._frame(style)
         self.text = f"{prefix}{{fields}}{suffix}"
-        self.prefix_ids = tokenizer.encode(prefix, add_special_tokens=False)
+        self.prefix_ids = self._prefix_ids(prefix, style)
         self._suffix_ids = tokenizer.encode(suffix, add_special_tokens=False)
         space = " " if style == "completion" else ""
         self.verdict_ids = [tokenizer.encode(space + v, add_special_tokens=False)[0] for v in spec.verdicts]
@@ -209,6 +209,16 @@ class JudgePrompt:
             ids += head_and_tail(body, budget)
         return ids + self._suffix_ids
 
+    def _prefix_ids(self, prefix: str, style: PromptStyle) -> list[int]:
+        """The static tokens. A chat template writes its own BOS; a bare text gets the one that the tokenizer adds."""
+        bare = self._tokenizer.encode(prefix, add_special_tokens=False)
+        if style == "chat":
+            return bare
+        marked = self._tokenizer.encode(prefix, add_special_tokens=True)
+        # Only what comes before the text: an EOS after it would end the prompt in its middle.
+        added = len(marked) - len(bare)
+        return next((marked[: i + len(bare)] for i in range(added + 1) if marked[i : i + len(bare)] == bare), bare)
+
     def _frame(self, style: PromptStyle) -> tuple[str, str]:
         if style == "completion":
             shots = "".join(f"{self._shot(f)} {self.spec.verdicts[v]}\n\n" for f, v in self.spec.examples)
@@ -221,9 +231,19 @@ class JudgePrompt:
             ]
         marker = "\x02fields\x03"
         chat.append({"role": "user", "content": f'{marker}"\n{self.spec.question}'})
-        rendered = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        prefix, suffix = rendered.split(marker)
+        prefix, suffix = self._render(chat).split(marker)
         return prefix, suffix
+
+    def _render(self, chat: list[dict[str, str]]) -> str:
+        """The chat as text; some templates know no system role, and get the instructions with the first example."""
+        from jinja2 import TemplateError
+
+        try:
+            return self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        except TemplateError:
+            system, first, *rest = chat
+            merged = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
+            return self._tokenizer.apply_chat_template([merged, *rest], tokenize=False, add_generation_prompt=True)
 
     def _shot(self, fields: dict[str, str]) -> str:
         lines = [f'{shown}: "{fields[name]}"' for shown, name, _ in self.spec.fields]

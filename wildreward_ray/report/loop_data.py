@@ -36,6 +36,7 @@ _STEPS = {
     "refusal": "Short refusals are judged again: right to refuse, or not.",
     "quality": "Requests that no text model can serve, and replies too short to judge, leave.",
     "neutral": "Neutral turns say nothing about the reply and leave.",
+    "confidence": "Labels whose side the judge is unsure of leave.",
     "split": "Users go wholly to the training or to the test side.",
 }
 _ORIGINS = {

@@ -33,9 +33,8 @@ from wildreward_ray.report.loop import write
 from wildreward_ray.stages import extract, online_dpo, score, train
 from wildreward_ray.stages.agreement import judge_agreement, read_expected
 from wildreward_ray.stages.scoring import load_scorer
-from wildreward_ray.stages.serve import service
+from wildreward_ray.stages.serve import free_port, service
 
-_PORT = 8765
 _CONCURRENCY = 8
 _EXAMPLES = 16
 _MAX_DPO_PROMPT_CHARACTERS = 300
@@ -133,7 +132,7 @@ def _serve_and_learn(out: Path, config: DemoConfig, seconds: dict[str, float]) -
     items = [{"history": r["history"], "prompt": r["prompt"], "response": r["response"]} for r in test]
     inputs = scorer.encoder.encode_batch([(i["history"], i["prompt"], i["response"]) for i in items])
     direct = scorer.score(inputs).score
-    with service(ServeConfig.load(None, {"model": model, "port": _PORT})) as url:
+    with service(ServeConfig.load(None, {"model": model, "port": free_port()})) as url:
         served, latencies, elapsed = _measure(url, items, config.service_requests)
         parity = {
             "direct_vs_service": float(np.abs(direct - served).max()),

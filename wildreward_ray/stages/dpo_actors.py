@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import ray
 import torch
 
 from wildreward_ray.cluster.models import resolve_model
+from wildreward_ray.cluster.storage import Location, upload
 from wildreward_ray.cluster.vllm_engine import start_llm
 from wildreward_ray.cluster.weights import EXTENSION, load_weights, unique_tensors
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig, RolloutSection
@@ -96,12 +98,15 @@ class LearnerActor:
         """The policy's weights for the rollout engine."""
         return unique_tensors(self._learner.policy.state_dict(), torch.bfloat16)
 
-    def save(self, directory: str) -> None:
-        """Export the policy as a Hugging Face checkpoint in bfloat16."""
+    def save(self, target: Location) -> None:
+        """Export the policy as a Hugging Face checkpoint in bfloat16, from this node to wherever `target` is."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(Path(folder))
+            upload(Path(folder), target)
+
+    def _save(self, target: Path) -> None:
         from safetensors.torch import save_file
 
-        target = Path(directory)
-        target.mkdir(parents=True, exist_ok=True)
         policy = self._learner.policy
         policy.config.save_pretrained(target)
         if policy.generation_config is not None:

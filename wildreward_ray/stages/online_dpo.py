@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -209,7 +206,7 @@ def _finish(parts: _Run, artifact: Artifact, before: list[dict[str, Any]]) -> di
         "eval": _compare(before, after),
         "samples": samples,
     }
-    _export(parts, artifact)
+    ray.get(parts.learner.save.remote(artifact.work.child("policy")))
     _write_lines(artifact, SAMPLES, samples)
     artifact.work.child(SUMMARY).write_bytes((json.dumps(summary, ensure_ascii=False, indent=2) + "\n").encode())
     return summary
@@ -235,26 +232,15 @@ def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[
     }
 
 
-def _export(parts: _Run, artifact: Artifact) -> None:
-    target = artifact.work.child("policy")
-    if target.is_local:
-        ray.get(parts.learner.save.remote(target.path))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        ray.get(parts.learner.save.remote(folder))
-        for file in sorted(Path(folder).iterdir()):
-            target.child(file.name).write_bytes(file.read_bytes())
-
-
 @contextlib.contextmanager
 def _reward(config: OnlineDpoConfig) -> Iterator[tuple[RewardClient, Health]]:
     """The running service, or one started for the length of the run; asked before any engine loads."""
     with contextlib.ExitStack() as stack:
         url = config.reward_url
         if url is None:
-            from wildreward_ray.stages.serve import service
+            from wildreward_ray.stages.serve import free_port, service
 
-            serve_config = ServeConfig.load(None, {"model": config.reward_model, "port": _free_port()})
+            serve_config = ServeConfig.load(None, {"model": config.reward_model, "port": free_port()})
             url = stack.enter_context(service(serve_config))
         section = config.reward
         client = RewardClient(
@@ -318,9 +304,3 @@ def _print_step(row: dict[str, Any], steps: int) -> None:
 def _write_lines(artifact: Artifact, name: str, rows: list[dict[str, Any]]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     artifact.work.child(name).write_bytes(text.encode())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

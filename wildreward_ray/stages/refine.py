@@ -96,15 +96,16 @@ class RefineActor:
         row, config = item.row, self._config
         reply = row["turns"][turn]
         messages = row["messages"]
-        history, limit = messages[: reply - 1], config.quality.max_history
+        history = messages[: reply - 1]
+        # Rows with a longer history are dropped below; keeping it would square the size of long conversations.
+        limit = config.quality.max_history if "history_too_long" in config.quality.rules else len(history)
         conversation = row["conversation_id"]
         level, origin, verdict = self._final_level(item, turn, mined)
         out = {
             **{name: row[name] for name in _CARRIED},
             "interaction_id": interaction_id(conversation, reply),
             "turn": turn,
-            # Rows with a longer history are dropped below; keeping it would square the size of long conversations.
-            "history": history[-limit:] if limit else [],
+            "history": history[max(0, len(history) - limit) :],
             "history_length": len(history),
             "prompt": messages[reply - 1]["content"],
             "response": messages[reply]["content"],

@@ -120,3 +120,10 @@ def _check_port(config: ServeConfig) -> None:
             probe.bind((config.host, config.port))
         except OSError as e:
             raise UserError(f"port {config.port} of {config.host} can't be used: {e.strerror}", flag="--port") from e
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

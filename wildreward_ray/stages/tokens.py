@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from wildreward_ray.cluster.models import resolve_model
 from wildreward_ray.cluster.storage import Location
 from wildreward_ray.core.config.train import TrainConfig
 from wildreward_ray.core.errors import UserError
@@ -35,14 +36,15 @@ class TokeniseBatch:
     """A Ray Data function: rows with history, prompt, response and label -> `TOKENS` rows.
 
     Args:
-        tokenizer: directory or hub name.
+        tokenizer: name of the base model.
         k: number of levels; a label outside 1..k is an error, never clamped.
     """
 
     def __init__(self, tokenizer: str, template: str, max_length: int, k: int, trust_remote_code: bool) -> None:
         from transformers import AutoTokenizer
 
-        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
+        path = resolve_model(tokenizer, flag="--base")
+        loaded = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         self._encoder = InputEncoder(loaded, RewardTemplate(template), max_length)
         self._k = k
 
@@ -69,14 +71,14 @@ class TokeniseBatch:
 
 
 def tokenise(
-    dataset: ray.data.Dataset, config: TrainConfig, *, base: str, template: str, max_length: int, k: int
+    dataset: ray.data.Dataset, config: TrainConfig, *, template: str, max_length: int, k: int
 ) -> ray.data.Dataset:
     """A streaming dataset of `TOKENS` rows."""
     import ray.data
 
     return dataset.map_batches(
         TokeniseBatch,
-        fn_constructor_args=(base, template, max_length, k, config.trust_remote_code),
+        fn_constructor_args=(config.base, template, max_length, k, config.trust_remote_code),
         batch_size=256,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8),

@@ -15,7 +15,7 @@ import numpy as np
 from wildreward_ray.cluster.models import resolve_model
 from wildreward_ray.cluster.progress import Progress
 from wildreward_ray.cluster.session import ActorRequest, check_resources, ray_errors, start_ray
-from wildreward_ray.cluster.storage import Artifact, Location, open_artifact
+from wildreward_ray.cluster.storage import Artifact, Location, open_artifact, upload
 from wildreward_ray.core.config.train import TrainConfig
 from wildreward_ray.core.errors import UserError, WildRewardError
 from wildreward_ray.core.manifest import FunnelStep, Manifest
@@ -49,7 +49,6 @@ class _Job:
 
     config: TrainConfig
     reward: RewardConfig
-    base: str
     train: Location
     test: Location
     counter: Any
@@ -63,7 +62,7 @@ def run(config: TrainConfig) -> TrainResult:
         WildRewardError: training failed on a worker.
     """
     started = time.monotonic()
-    reward, base = _prepare(config)
+    reward = _prepare(config)
     with open_artifact(config.output, overwrite=config.overwrite) as artifact, ray_errors(config.output):
         start_ray()
         check_resources(
@@ -72,11 +71,9 @@ def run(config: TrainConfig) -> TrainResult:
         source = open_source(config)
         reward = reward.model_copy(update={"levels": source.k, "score_range": (1.0, float(source.k))})
         for split, rows in source.splits.items():
-            tokens = tokenise(
-                rows, config, base=base, template=reward.template, max_length=reward.max_length, k=source.k
-            )
+            tokens = tokenise(rows, config, template=reward.template, max_length=reward.max_length, k=source.k)
             write_parquet(tokens, artifact.work.child("tokens").child(split), TOKENS)
-        found = _fit(config, reward, base, artifact)
+        found = _fit(config, reward, artifact)
         manifest = Manifest.model_validate(
             {
                 "kind": "reward_model",
@@ -93,25 +90,25 @@ def run(config: TrainConfig) -> TrainResult:
     return TrainResult(config.output, found, manifest.model_dump())
 
 
-def _prepare(config: TrainConfig) -> tuple[RewardConfig, str]:
-    """The reward configuration, and the base's path: everything that can be refused before Ray starts."""
+def _prepare(config: TrainConfig) -> RewardConfig:
+    """The reward configuration, after everything that can be refused before Ray starts has been looked at."""
     base = resolve_model(config.base, flag="--base")
     template = read_template(config.template) if config.template else DEFAULT_TEMPLATE
     hf_config = load_config(base, "--base", config.trust_remote_code)
     longest = max_positions(hf_config)
     length = config.max_length or min(_DEFAULT_LENGTH, longest or _DEFAULT_LENGTH)
     check_max_length(hf_config, length)
-    lineage = {"base": config.base, "dataset": config.dataset}
     levels = config.levels or 4
-    return (
-        RewardConfig(
-            levels=levels, template=template, max_length=length, score_range=(1.0, float(levels)), lineage=lineage
-        ),
-        base,
+    return RewardConfig(
+        levels=levels,
+        template=template,
+        max_length=length,
+        score_range=(1.0, float(levels)),
+        lineage={"base": config.base, "dataset": config.dataset},
     )
 
 
-def _fit(config: TrainConfig, reward: RewardConfig, base: str, artifact: Artifact) -> dict[str, Any]:
+def _fit(config: TrainConfig, reward: RewardConfig, artifact: Artifact) -> dict[str, Any]:
     """Run Ray Train and copy the final checkpoint to `model/` of the work directory. Returns `metrics.json`."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -119,7 +116,7 @@ def _fit(config: TrainConfig, reward: RewardConfig, base: str, artifact: Artifac
     work = artifact.work
     total = None
     with Progress("train", "rows", total) as progress:
-        job = _Job(config, reward, base, work.child("tokens/train"), work.child("tokens/test"), progress.counter)
+        job = _Job(config, reward, work.child("tokens/train"), work.child("tokens/test"), progress.counter)
         resources = {"CPU": config.num_cpus, **({"GPU": config.num_gpus} if config.num_gpus else {})}
         trainer = TorchTrainer(
             _worker,
@@ -134,9 +131,7 @@ def _fit(config: TrainConfig, reward: RewardConfig, base: str, artifact: Artifac
         raise WildRewardError("training ended without a checkpoint")
     model = work.child("model")
     with checkpoint.as_directory() as directory:
-        model.fs.create_dir(model.path, recursive=True)
-        for file in sorted(Path(directory).iterdir()):
-            _copy(file, model.child(file.name))
+        upload(Path(directory), model)
     found: dict[str, Any] = json.loads(model.child(METRICS).read_bytes())
     return found
 
@@ -152,7 +147,9 @@ def _worker(loop_config: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
     k = job.reward.levels
-    model, tokenizer = load_base(job.base, k, seed=config.seed, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = load_base(
+        resolve_model(config.base, flag="--base"), k, seed=config.seed, trust_remote_code=config.trust_remote_code
+    )
     model.to("cuda" if config.num_gpus else "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         train, test = _rows(job.train, scratch, "train", config.limit), _rows(job.test, scratch, "test", None)
@@ -245,12 +242,6 @@ def _rows(place: Location, scratch: str, split: str, limit: int | None) -> Token
     folder = Path(scratch) / split
     folder.mkdir()
     return TokenRows(place, folder, limit)
-
-
-def _copy(file: Path, target: Location) -> None:
-    with file.open("rb") as source, target.fs.open_output_stream(target.path) as sink:
-        while piece := source.read(1 << 22):
-            sink.write(piece)
 
 
 def _file_names(folder: Location, work: Location) -> list[str]:

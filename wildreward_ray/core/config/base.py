@@ -107,7 +107,9 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _as_user_error(cls: type[BaseModel], error: ValidationError, file: str | None) -> UserError:
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    # A misspelt key is often why another one is missing, so it is named first.
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
     path = [str(part) for part in first["loc"]]
     dotted = ".".join(path)
     source = f" in {file!r}" if file else ""
