@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copyreg
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, UserCodeException
@@ -93,16 +95,32 @@ def ray_errors(output: str) -> Iterator[None]:
     """
     try:
         yield
-    except WildRewardError:
-        raise
-    except (RayError, UserCodeException) as e:
+    except Exception as e:
+        if not (isinstance(e, RayError) or hasattr(e, "worker_failures")):
+            raise
         for cause in _causes(e):
-            if isinstance(cause, WildRewardError):
+            # Ray may join its own class and the task's into one, whose text is a traceback of many lines.
+            if isinstance(cause, WildRewardError) and not isinstance(cause, RayError):
                 raise cause from e
         space = storage_error_of(e, output)
         if space is not None:
             raise space from e
         raise
+
+
+def _with_cause(error: UserCodeException) -> tuple[Any, ...]:
+    cause = error.__cause__ if isinstance(error.__cause__, (WildRewardError, OSError)) else None
+    return _caused_by, (type(error), error.args, cause)
+
+
+def _caused_by(kind: type[UserCodeException], args: tuple[Any, ...], cause: BaseException | None) -> UserCodeException:
+    error = kind(*args)
+    error.__cause__ = cause
+    return error
+
+
+# Ray Data wraps what a function of ours raises, and pickling drops the cause of an exception on its way to the driver.
+copyreg.pickle(UserCodeException, _with_cause)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

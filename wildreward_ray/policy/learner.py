@@ -49,7 +49,7 @@ class Learner:
             pairs: at least one.
 
         Returns:
-            `dpo_loss`, `dpo_margin` (mean implicit reward gap before the step), `dpo_accuracy` (share of pairs with a
+            `dpo_loss`, `dpo_margin` and `dpo_margin_after` (mean implicit reward gap before and after the step), `dpo_accuracy` (share of pairs with a
             positive gap, ties count half), `kl` (mean over the pairs' sampled responses of log pi - log ref, in nats: the
             one-sample estimate of the KL to the reference), `grad_norm`, `tokens`.
 
@@ -59,12 +59,14 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         totals = dict.fromkeys(("dpo_loss", "dpo_margin", "dpo_accuracy", "kl"), 0.0)
         tokens = 0
+        seen: list[tuple[PairBatch, Tensor]] = []
         for start in range(0, len(pairs), self._section.micro_pairs):
             part = slice(start, start + self._section.micro_pairs)
             batch = self._batch(prompt_ids[part], pairs[part])
             tokens += int(batch.attention_mask.sum())
             policy = self._logprobs(self.policy, batch)
             reference = self._reference_logprobs(batch)
+            seen.append((batch, reference))
             n = len(pairs[part])
             out = dpo_loss(
                 policy[:n],
@@ -91,7 +93,8 @@ class Learner:
             )
         self._optimizer.step()
         self._scheduler.step()
-        return {**means, "grad_norm": norm, "tokens": float(tokens)}
+        after = sum(self._gap(batch, reference) for batch, reference in seen) / len(pairs)
+        return {**means, "dpo_margin_after": after, "grad_norm": norm, "tokens": float(tokens)}
 
     @torch.no_grad()
     def margin(self, prompt_ids: Sequence[Sequence[int]], pairs: Sequence[Pair]) -> float:
@@ -100,10 +103,15 @@ class Learner:
         for start in range(0, len(pairs), self._section.micro_pairs):
             part = slice(start, start + self._section.micro_pairs)
             batch = self._batch(prompt_ids[part], pairs[part])
-            ratio = self._logprobs(self.policy, batch) - self._reference_logprobs(batch)
-            n = len(pairs[part])
-            total += self._section.beta * float((ratio[:n] - ratio[n:]).sum())
+            total += self._gap(batch, self._reference_logprobs(batch))
         return total / len(pairs)
+
+    @torch.no_grad()
+    def _gap(self, batch: PairBatch, reference: Tensor) -> float:
+        """The sum of the implicit reward gaps of a batch's pairs."""
+        ratio = self._logprobs(self.policy, batch) - reference
+        chosen, rejected = ratio.chunk(2)
+        return self._section.beta * float((chosen - rejected).sum())
 
     def _batch(self, prompt_ids: Sequence[Sequence[int]], pairs: Sequence[Pair]) -> PairBatch:
         batch = collate_pairs(prompt_ids, pairs, self._pad)

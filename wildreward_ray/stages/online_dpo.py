@@ -123,7 +123,9 @@ def _step(parts: _Run, step: int) -> dict[str, Any]:
     scoring = time.monotonic() - scoring
     groups = list(zip(range(len(prompts)), rollout["samples"], rewards, strict=True))
     pairs, skipped = build_pairs(groups, min_margin=config.pairs.min_margin, require_eos=config.pairs.require_eos)
-    learned: dict[str, Any] = dict.fromkeys(("dpo_loss", "dpo_margin", "dpo_accuracy", "kl", "grad_norm"))
+    learned: dict[str, Any] = dict.fromkeys(
+        ("dpo_loss", "dpo_margin", "dpo_margin_after", "dpo_accuracy", "kl", "grad_norm")
+    )
     learn_s = sync_s = 0.0
     tokens = 0.0
     if pairs:
@@ -294,7 +296,7 @@ def _print_step(row: dict[str, Any], steps: int) -> None:
     seconds = sum(row["seconds"].values())
     print(
         f"[online-dpo] step {row['step']}/{steps}: reward {number('reward_mean')}, {row['pairs']} pairs, "
-        f"loss {number('dpo_loss')}, margin {number('dpo_margin')}, KL {number('kl')}, {seconds:.1f} s, "
+        f"loss {number('dpo_loss')}, margin {number('dpo_margin')} -> {number('dpo_margin_after')}, KL {number('kl')}, {seconds:.1f} s, "
         f"about {seconds * (steps - row['step']):.0f} s left",
         file=sys.stderr,
         flush=True,
