@@ -13,8 +13,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from report_summary import HOSTILE, LONG, full_summary
 
+from tests.unit.report_summary import HOSTILE, LONG, full_summary
 from wildreward_ray.core.manifest import FunnelStep
 from wildreward_ray.report import loop
 

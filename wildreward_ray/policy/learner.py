@@ -49,9 +49,10 @@ class Learner:
             pairs: at least one.
 
         Returns:
-            `dpo_loss`, `dpo_margin` and `dpo_margin_after` (mean implicit reward gap before and after the step), `dpo_accuracy` (share of pairs with a
-            positive gap, ties count half), `kl` (mean over the pairs' sampled responses of log pi - log ref, in nats: the
-            one-sample estimate of the KL to the reference), `grad_norm`, `tokens`.
+            `dpo_loss`; `dpo_margin` and `dpo_margin_after` (mean implicit reward gap before and after the step);
+            `dpo_accuracy` (share of pairs with a positive gap before it, ties count half); `kl` (mean over the pairs'
+            sampled responses of log pi - log ref, in nats: the one-sample estimate of the KL to the reference);
+            `grad_norm`; `tokens`.
 
         Raises:
             UserError: the loss or the gradient is not finite; the weights are those before the step.
