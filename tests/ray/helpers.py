@@ -35,10 +35,10 @@ def environment(**extra: str) -> dict[str, str]:
     return {**kept, **extra}
 
 
-def wildreward(*arguments: str, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+def wildreward(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=timeout, env=environment(**env), cwd=ROOT
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=240, env=environment(**(env or {})), cwd=ROOT
     )
 
 

@@ -16,9 +16,9 @@ from tests.ray.helpers import looks_whole, save_tiny_reward_model, wildreward, w
 from wildreward_ray.cluster.models import SMOLLM2, resolve_model
 
 
-def refusal(*arguments: str, **env: str) -> str:
+def refusal(*arguments: str, env: dict[str, str] | None = None) -> str:
     """The one line that a command refuses its arguments with."""
-    done = wildreward(*arguments, **env)
+    done = wildreward(*arguments, env=env)
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     lines = [line for line in done.stderr.splitlines() if line.startswith("wildreward ")]
     assert len(lines) == 1, done.stderr
@@ -77,7 +77,7 @@ def s3() -> Iterator[dict[str, str]]:
 
 def test_objects_that_are_not_in_the_store(s3: dict[str, str], tmp_path: Path) -> None:
     for uri in ("s3://logs/nothing.parquet", "s3://no-such-bucket/chat.parquet"):
-        line = refusal(*extract(uri, tmp_path / "out"), **s3)
+        line = refusal(*extract(uri, tmp_path / "out"), env=s3)
         assert repr(uri) in line
         assert line.endswith("(--input)")
     assert not (tmp_path / "out").exists()

@@ -175,7 +175,7 @@ def test_bodies_of_unknown_length_are_refused_before_they_are_read(served: Serve
 
 @pytest.mark.parametrize("given", [None, "Bearer wrong", f"bearer{TOKEN}", TOKEN, "Bearer ", "Bearer \xe9"])
 def test_without_the_right_token_there_are_no_scores(served: Served, given: str | None) -> None:
-    headers = {} if given is None else {"authorization": given.encode("latin-1")}
+    headers = [] if given is None else [(b"authorization", given.encode("latin-1"))]
     url = str(served.http.base_url)
     reply = httpx.post(f"{url}/v1/score", json={"items": [{"prompt": "a", "response": "b"}]}, headers=headers)
     assert reply.status_code == 401

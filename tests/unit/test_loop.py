@@ -77,7 +77,7 @@ def _worker(rank: int, size: int, folder: str) -> None:
 
 def test_two_workers_make_the_losses_and_weights_of_one(tmp_path: Path) -> None:
     losses, weights = train(FewRows(30), optim(), World())
-    mp.spawn(_worker, args=(2, str(tmp_path)), nprocs=2)
+    mp.spawn(_worker, args=(2, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call,attr-defined]
     for rank in range(2):
         shared_losses, shared_weights = torch.load(tmp_path / f"rank{rank}.pt")
         assert shared_losses == pytest.approx(losses, abs=1e-4)
@@ -107,7 +107,7 @@ def test_labels_that_the_input_tells_are_learnt() -> None:
 
 
 @pytest.mark.parametrize("labels", [np.array([], dtype=np.int64), np.array([2, 2, 2])])
-def test_rows_that_teach_nothing_are_refused(labels: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_rows_that_teach_nothing_are_refused(labels: np.ndarray) -> None:
     rows = FewRows(len(labels))
     rows.labels = labels
     with pytest.raises(UserError, match="--dataset"):

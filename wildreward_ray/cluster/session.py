@@ -5,16 +5,18 @@ from __future__ import annotations
 import copyreg
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, UserCodeException
+from ray.exceptions import ActorDiedError, RayError, UserCodeException
 
 from wildreward_ray.cluster.storage import storage_error_of
-from wildreward_ray.core.errors import ResourceError, WildRewardError
+from wildreward_ray.core import errors
+from wildreward_ray.core.errors import ResourceError, UserError, WildRewardError
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +104,24 @@ def ray_errors(output: str) -> Iterator[None]:
             # Ray may join its own class and the task's into one, whose text is a traceback of many lines.
             if isinstance(cause, WildRewardError) and not isinstance(cause, RayError):
                 raise cause from e
+            if isinstance(cause, ActorDiedError) and (told := _told_by(cause)) is not None:
+                raise told from e
         space = storage_error_of(e, output)
         if space is not None:
             raise space from e
         raise
+
+
+def _told_by(error: ActorDiedError) -> WildRewardError | None:
+    """What an actor's constructor raised; Ray keeps only the text of it, at the end of a traceback."""
+    found = re.findall(rf"^{re.escape(errors.__name__)}\.(\w+): (.+)$", str(error), re.MULTILINE)
+    kind = getattr(errors, found[-1][0], None) if found else None
+    if not (isinstance(kind, type) and issubclass(kind, WildRewardError)):
+        return None
+    parts = re.fullmatch(r"(.*?)(?: \((--\S+)\))?", found[-1][1])
+    if issubclass(kind, UserError) and parts:
+        return kind(parts[1], flag=parts[2])
+    return kind(found[-1][1])
 
 
 def _with_cause(error: UserCodeException) -> tuple[Any, ...]:
