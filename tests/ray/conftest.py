@@ -95,7 +95,7 @@ def extracted(request: pytest.FixtureRequest) -> Path:
     """The dataset that the interrupted command makes when it is run again."""
     if os.environ.get("DEV"):
         return Path("/tmp/dev_extracted")
-    interrupted = request.getfixturevalue("interrupted")
+    interrupted: Interrupted = request.getfixturevalue("interrupted")
     finished = wildreward(*interrupted.command)
     assert finished.returncode == 0, finished.stderr
     return interrupted.output

@@ -112,8 +112,8 @@ def test_after_an_update_the_rollout_engine_has_the_learners_weights(
 ) -> None:
     """Log-probabilities of one text under vLLM and under the learner's model, before and after the weights moved."""
     config = config_of(tiny_policy, "http://unused", tmp_path, **{"rollout.engine.dtype": "float32"})
-    rollout = RolloutActor.options(num_cpus=0.5).remote(tiny_policy, config.rollout, 0)
-    learner = LearnerActor.options(num_cpus=0.5).remote(config)
+    rollout = RolloutActor.options(num_cpus=0.5).remote(tiny_policy, config.rollout, 0)  # type: ignore[attr-defined]
+    learner = LearnerActor.options(num_cpus=0.5).remote(config)  # type: ignore[attr-defined]
     tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
     text = list(tokenizer.encode("The rain in Spain falls mainly on the plain, and so did the policy."))
     prompt, rest = text[:4], tuple(text[4:])

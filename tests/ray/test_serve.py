@@ -173,7 +173,7 @@ def test_bodies_of_unknown_length_are_refused_before_they_are_read(served: Serve
     assert reply.json()["detail"]
 
 
-@pytest.mark.parametrize("given", [None, "Bearer wrong", f"bearer{TOKEN}", TOKEN, "Bearer ", "Bearer \xe9"])
+@pytest.mark.parametrize("given", [None, "Bearer wrong", f"bearer{TOKEN}", TOKEN, "Bearer", "Bearer \xe9"])
 def test_without_the_right_token_there_are_no_scores(served: Served, given: str | None) -> None:
     headers = [] if given is None else [(b"authorization", given.encode("latin-1"))]
     url = str(served.http.base_url)

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 # Messages about every dataset and deployment drown the stage's own lines.
 _QUIET = {
     "ray.data": logging.WARNING,
+    # What fails is raised: its traceback would only bury the one line that tells what to do.
+    "ray.data.exceptions": logging.CRITICAL,
+    "ray.data._internal.execution": logging.CRITICAL,
     "ray.data._internal.progress": logging.ERROR,
     "ray.serve": logging.WARNING,
 }
