@@ -91,11 +91,8 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, sample: str) -> Interr
 
 
 @pytest.fixture(scope="session")
-def extracted(request: pytest.FixtureRequest) -> Path:
+def extracted(interrupted: Interrupted) -> Path:
     """The dataset that the interrupted command makes when it is run again."""
-    if os.environ.get("DEV"):
-        return Path("/tmp/dev_extracted")
-    interrupted: Interrupted = request.getfixturevalue("interrupted")
     finished = wildreward(*interrupted.command)
     assert finished.returncode == 0, finished.stderr
     return interrupted.output

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 from wildreward_ray.core.errors import UserError
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 HEAD = "ForSequenceClassification"
+_AUTO_CLASS = AutoModelForSequenceClassification.__name__
 # What transformers, safetensors and torch raise for a directory that can't be loaded.
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -69,6 +75,13 @@ def load_weights(name: str, flag: str, **options: Any) -> tuple[PreTrainedModel,
             ) from e
         raise not_loadable(name, flag, e) from e
     return model, info
+
+
+def check_classifier(hf_config: PretrainedConfig, name: str, flag: str) -> None:
+    """Raise `UserError` if transformers has no sequence classifier of the architecture, nor does `name` bring its own."""
+    own = getattr(hf_config, "auto_map", None) or {}
+    if type(hf_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and _AUTO_CLASS not in own:
+        raise UserError(f"{name!r}: transformers has no sequence-classification form of this architecture", flag=flag)
 
 
 def not_loadable(name: str, flag: str, error: BaseException) -> UserError:

@@ -25,7 +25,7 @@ from wildreward_ray.reward.config import RewardConfig
 from wildreward_ray.reward.loop import StepRecord, Trainer, World, predict
 from wildreward_ray.reward.metrics import ordinal_metrics, reliability_bins
 from wildreward_ray.reward.model import load_base, read_template, save_checkpoint
-from wildreward_ray.reward.pretrained import check_max_length, load_config, max_positions
+from wildreward_ray.reward.pretrained import check_classifier, check_max_length, load_config, max_positions
 from wildreward_ray.stages.dataset import write_parquet
 from wildreward_ray.stages.tokens import TOKENS, TokenRows, tokenise
 from wildreward_ray.stages.train_data import open_source
@@ -95,6 +95,7 @@ def _prepare(config: TrainConfig) -> RewardConfig:
     base = resolve_model(config.base, flag="--base")
     template = read_template(config.template) if config.template else DEFAULT_TEMPLATE
     hf_config = load_config(base, "--base", config.trust_remote_code)
+    check_classifier(hf_config, config.base, "--base")
     longest = max_positions(hf_config)
     length = config.max_length or min(_DEFAULT_LENGTH, longest or _DEFAULT_LENGTH)
     check_max_length(hf_config, length)
