@@ -123,6 +123,8 @@ def _train(out: Path) -> dict[str, Any]:
 
 def _serve_and_learn(out: Path, config: DemoConfig, seconds: dict[str, float]) -> dict[str, Any]:
     model = str(out / "reward_model")
+    # Workers and controllers that are done keep their memory; a laptop needs it for what follows.
+    ray.shutdown()
     begin = time.monotonic()
     test = _rows(out / "dataset" / "dataset" / "test")
     settings = {"model": model, "input": [str(out / "dataset/dataset/test")], "output": str(out / "scores")}
@@ -180,7 +182,7 @@ def _dpo_config(out: Path, url: str, steps: int) -> OnlineDpoConfig:
         "rollout.max_tokens": 48,
         "rollout.engine.max_model_len": 512,
         "learner.learning_rate": 2e-5,
-        "learner.micro_pairs": 2,
+        "learner.micro_pairs": 1,
         "learner.precision": "bfloat16",
     }
     return OnlineDpoConfig.load(None, settings)

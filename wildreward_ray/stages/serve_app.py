@@ -11,7 +11,7 @@ import hmac
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -22,7 +22,9 @@ from ray.serve.exceptions import BackPressureError
 from wildreward_ray.core.config.serve import ServeConfig
 from wildreward_ray.core.errors import RewardUnavailableError
 from wildreward_ray.core.wire import GetRewardReply, GetRewardRequest, Health, Score, ScoreReply, ScoreRequest
-from wildreward_ray.stages.scoring import Scored, load_scorer
+
+if TYPE_CHECKING:
+    from wildreward_ray.stages.scoring import Scored
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,9 @@ class RewardEngine:
     """One copy of the model; scores the items of all waiting requests together."""
 
     def __init__(self, config: ServeConfig) -> None:
+        # Only the engine's process needs torch; the API's stays small.
+        from wildreward_ray.stages.scoring import load_scorer
+
         self._scorer = load_scorer(config)
         self._config = config
         self.score_jobs.set_max_batch_size(config.max_batch_items)

@@ -147,6 +147,8 @@ def wildfb_rows(records: Iterable[Any]) -> Iterator[dict[str, Any]]:
                 f"record {record.get('id', number)!r} lacks `messages` (a request and a reply) or `label`",
                 flag="--dataset",
             )
+        if not all(isinstance(m, dict) and "content" in m for m in messages):
+            raise UserError(f"record {record.get('id', number)!r} has a message without `content`", flag="--dataset")
         prompt, response = messages[-2], messages[-1]
         if prompt.get("role") != "user" or response.get("role") != "assistant":
             raise UserError(
