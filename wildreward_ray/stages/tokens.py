@@ -107,6 +107,7 @@ class TokenRows:
         self._table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         order = np.argsort(np.array(self._table["row_id"].to_pylist(), dtype=object), kind="stable")[:limit]
         self._order: npt.NDArray[np.int64] = order.astype(np.int64)
+        self.over_limit = self._table.num_rows - len(order)
         self._chunks = self._table["input_ids"].chunks
         self._starts = np.cumsum([0, *(len(c) for c in self._chunks)])
         self.lengths: npt.NDArray[np.int64] = self._column("length").astype(np.int64)

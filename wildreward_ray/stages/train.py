@@ -79,15 +79,28 @@ def run(config: TrainConfig) -> TrainResult:
                 "kind": "reward_model",
                 "inputs": [config.dataset],
                 "config": config.model_dump(mode="json"),
-                "funnel": [
-                    FunnelStep(name=name, unit="rows", rows_in=n, rows_out=n) for name, n in found["rows"].items()
-                ],
+                "funnel": _funnel(found),
                 "seconds": round(time.monotonic() - started, 1),
                 "metrics": found["metrics"],
             }
         )
         artifact.commit(manifest, _file_names(artifact.work.child("model"), artifact.work))
     return TrainResult(config.output, found, manifest.model_dump())
+
+
+def _funnel(found: dict[str, Any]) -> list[FunnelStep]:
+    """Rows of each split that were used; those beyond `--limit` are dropped by name."""
+    over = {"train": found["over_limit"], "test": 0}
+    return [
+        FunnelStep(
+            name=name,
+            unit="rows",
+            rows_in=n + over[name],
+            rows_out=n,
+            dropped={"over_limit": over[name]} if over[name] else {},
+        )
+        for name, n in found["rows"].items()
+    ]
 
 
 def _prepare(config: TrainConfig) -> RewardConfig:
@@ -210,6 +223,7 @@ class _Log:
             "levels": self._k,
             "parameters": parameters,
             "rows": {"train": len(train.labels), "test": len(self._test.labels)},
+            "over_limit": train.over_limit,
             "epochs": self._job.config.epochs,
             "steps": self._trainer.total_steps,
             "tokens_per_s": round(sum(r.tokens for r in self._curve) / seconds, 1),
