@@ -1,7 +1,8 @@
 """Raw chat messages -> a normal form, and the turns in it that carry feedback.
 
 A *turn* is an assistant reply that has a user message before it and a user message after it: the message after it is the
-feedback. In the normal form roles alternate, so a turn is known by the position of its reply.
+feedback. In the normal form roles alternate, so a turn is known by the position of its reply. What an assistant does with
+tools between two user messages is part of that one reply.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from wildreward_ray.feedback.message_text import MalformedConversationError, count, text_of
+
+__all__ = ["Conversation", "MalformedConversationError", "Message", "content_hash", "interaction_id", "normalise"]
 
 ROLES = {
     "user": "user",
@@ -21,18 +26,15 @@ ROLES = {
     "bot": "assistant",
     "bing": "assistant",
     "bard": "assistant",
+    "model": "assistant",
     "system": "system",
+    "developer": "system",
     "tool": "tool",
     "function": "tool",
+    "observation": "tool",
 }
-
-
-class MalformedConversationError(ValueError):
-    """A conversation that can't be used. `reason` is a short stable word for counting, the message tells the rest."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+TOOL_RESULT = "[tool result]"
+_SHOWN_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Conversation:
         messages: no two neighbours have the same role; empty messages are gone.
         toxic, redacted: whether the log flags any message so.
         oddities: what normalisation met, by name, for the funnel's notes.
+        only_last_turn: whether earlier turns are other records' business: a log of API calls repeats them with every call.
     """
 
     conversation_id: str
@@ -64,15 +67,22 @@ class Conversation:
     toxic: bool = False
     redacted: bool = False
     oddities: dict[str, int] = field(default_factory=dict)
+    only_last_turn: bool = False
 
     def turns(self) -> list[int]:
-        """Positions in `messages` of the replies that stand between two user messages."""
+        """Positions in `messages` of the replies that stand between two user messages.
+
+        With `only_last_turn` none but the reply right before the last user message, if that is a turn.
+        """
         roles = [m.role for m in self.messages]
-        return [
+        found = [
             i
             for i in range(1, len(roles) - 1)
             if roles[i] == "assistant" and roles[i - 1] == "user" and roles[i + 1] == "user"
         ]
+        if not self.only_last_turn:
+            return found
+        return [i for i in found[-1:] if "user" not in roles[i + 2 :]]
 
 
 def interaction_id(conversation_id: str, reply: int) -> str:
@@ -88,45 +98,55 @@ def content_hash(messages: Iterable[Message]) -> str:
     return digest.hexdigest()
 
 
-def normalise(raw: Iterable[Mapping[str, Any]], oddities: dict[str, int]) -> list[Message]:
+def normalise(raw: Iterable[Any], oddities: dict[str, int]) -> list[Message]:
     """Bring raw messages into the normal form.
 
     Empty messages are left out and neighbours of one role are joined by a blank line: two user messages in a row are one
-    thing said, and a reply that was continued is one reply. Counts of what was met are added to `oddities`.
+    thing said, and a reply that was continued is one reply. Parts of a message that aren't text, calls of tools and their
+    results become placeholders; results join the reply before or after them, and are left out where there is none. Counts
+    of what was met are added to `oddities`.
 
     Args:
         raw: mappings with `role` and `content`.
 
     Raises:
-        MalformedConversationError: a role that isn't known, or content that isn't text.
+        MalformedConversationError: a role that isn't known, or content that is neither text nor a list of parts.
     """
-    messages: list[Message] = []
+    runs: list[tuple[str, list[str]]] = []
+    waiting = 0  # Tool results that nothing but a reply right after them can take up.
     for position, item in enumerate(raw):
-        if not isinstance(item, Mapping):
-            raise MalformedConversationError("bad_message", f"message {position} is a {type(item).__name__}")
-        name = item.get("role")
-        role = ROLES.get(name.lower()) if isinstance(name, str) else None
-        if role is None:
-            raise MalformedConversationError("unknown_role", f"message {position} has role {name!r}")
-        content = item.get("content")
-        if content is None:
-            content = ""
-        if not isinstance(content, str):
-            raise MalformedConversationError("content_not_text", f"message {position} holds {type(content).__name__}")
-        content = content.strip()
-        if not content:
-            _count(oddities, "empty_message")
-        elif messages and messages[-1].role == role:
-            _count(oddities, "merged_same_role")
-            messages[-1] = Message(role, f"{messages[-1].content}\n\n{content}")
+        role = _role(item, position)
+        if role == "tool":
+            if runs and runs[-1][0] == "assistant":
+                runs[-1][1].append(TOOL_RESULT)
+                count(oddities, "tool_message")
+            else:
+                waiting += 1
+            continue
+        text = text_of(item, role, position, oddities)
+        if not text:
+            count(oddities, "empty_message")
+            continue
+        results = [TOOL_RESULT] * waiting if role == "assistant" else []
+        count(oddities, "tool_message" if results else "stray_tool_message", waiting)
+        waiting = 0
+        if runs and runs[-1][0] == role:
+            count(oddities, "merged_same_role")
+            runs[-1][1].append(text)
         else:
-            messages.append(Message(role, content))
-    if messages and messages[0].role == "assistant":
-        _count(oddities, "assistant_first")
-    if messages and messages[0].role == "system":
-        _count(oddities, "system_first")
-    return messages
+            runs.append((role, [*results, text]))
+    count(oddities, "stray_tool_message", waiting)
+    if runs and runs[0][0] in ("assistant", "system"):
+        count(oddities, f"{runs[0][0]}_first")
+    return [Message(role, "\n\n".join(texts)) for role, texts in runs]
 
 
-def _count(counts: dict[str, int], name: str) -> None:
-    counts[name] = counts.get(name, 0) + 1
+def _role(item: Any, position: int) -> str:
+    if not isinstance(item, Mapping):
+        raise MalformedConversationError("bad_message", f"message {position} is a {type(item).__name__}")
+    name = item.get("role")
+    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    if role is None:
+        shown = name[:_SHOWN_CHARACTERS] if isinstance(name, str) else type(name).__name__
+        raise MalformedConversationError("unknown_role", f"message {position} has role {shown!r}")
+    return role
