@@ -15,7 +15,7 @@ import pytest
 from wildreward_ray.cluster.schema import FEEDBACK, JUDGED, QUARANTINE
 from wildreward_ray.cluster.storage import UNFINISHED, locate
 from wildreward_ray.core.manifest import FunnelStep, Manifest
-from wildreward_ray.stages import dataset
+from wildreward_ray.stages import funnel
 
 SUMMARY = Counter(
     {
@@ -29,18 +29,24 @@ SUMMARY = Counter(
         "oddity:assistant_first": 7,
     }
 )
-JUDGE = Counter({"judged": 80})
+FILES = Counter({"read": 3, "empty_file": 1})
+JUDGE = Counter({"judged": 78, "failed:unparseable_verdict": 2})
+DROPS = Counter({"repeated": 3, "near_duplicate_prompt": 4, "over_user_cap": 1})
 FOUND: dict[str, Counter[Any]] = {
-    "rows": Counter({"rows": 80}),
-    "judge_level": Counter({1: 10, 2: 20, 3: 30, 4: 15, 5: 5}),
-    "level": Counter({1: 12, 2: 18, 3: 20, 4: 20, 5: 10}),
-    "origin": Counter({"explicit": 68, "hindsight": 8, "refusal": 4}),
-    "refusal_verdict": Counter({None: 75, "justified": 2, "unjustified": 2, "uncertain": 1}),
-    "topic_switch": Counter({False: 77, True: 3}),
-    "drop_reason": Counter({None: 50, "neutral": 18, "email": 5, "prompt_too_short": 7}),
-    "split": Counter({None: 30, "train": 41, "test": 9}),
-    "label": Counter({None: 30, 1: 20, 2: 30}),
-    "language": Counter({"English": 60, None: 20}),
+    "rows": Counter({"rows": 75}),
+    "judge_level": Counter({1: 10, 2: 20, 3: 25, 4: 15, 5: 5}),
+    "level": Counter({1: 12, 2: 18, 3: 15, 4: 20, 5: 10}),
+    "origin": Counter({"explicit": 63, "hindsight": 8, "refusal": 4}),
+    "refusal_verdict": Counter({None: 70, "justified": 2, "unjustified": 2, "uncertain": 1}),
+    "topic_switch": Counter({False: 72, True: 3}),
+    "drop_reason": Counter(
+        {None: 45, "neutral": 13, "pii": 5, "prompt_too_short": 7, "near_duplicate_prompt": 4, "over_user_cap": 1}
+    ),
+    "split": Counter({None: 30, "train": 37, "test": 8}),
+    "label": Counter({None: 30, 1: 20, 2: 25}),
+    "language": Counter({"English": 55, None: 20}),
+    "judged_by": Counter({"judge": 75}),
+    "masked": Counter({False: 73, True: 2}),
 }
 
 
@@ -58,7 +64,7 @@ def judged(*rows: dict[str, Any]) -> pa.Table:
 
 
 def test_every_step_adds_up_and_takes_what_the_step_before_left() -> None:
-    steps = dataset.funnel(SUMMARY, JUDGE, FOUND)
+    steps = funnel.funnel(FILES, SUMMARY, JUDGE, DROPS, FOUND)
     for step in steps:
         step.check()
     for before, after in pairwise(steps):
@@ -70,10 +76,16 @@ def test_every_step_adds_up_and_takes_what_the_step_before_left() -> None:
     assert by_name["feedback_turns"].rows_in == by_name["read"].rows_out == 95
     assert by_name["feedback_turns"].rows_out == 60
     assert by_name["select"].dropped == {"over_limit": 10}
-    assert by_name["quality"].dropped == {"email": 5, "prompt_too_short": 7}
-    assert by_name["neutral"].dropped == {"neutral": 18}
-    assert by_name["split"].rows_out == 50
-    assert by_name["split"].notes == {"train": 41, "test": 9}
+    assert by_name["files"].dropped == {"empty_file": 1}
+    assert by_name["judge"].dropped == {"unparseable_verdict": 2}
+    assert by_name["judge"].notes["masked"] == 2
+    assert by_name["repeats"].dropped == {"repeated_interaction": 3}
+    assert by_name["quality"].dropped == {"pii": 5, "prompt_too_short": 7}
+    assert by_name["neutral"].dropped == {"neutral": 13}
+    assert by_name["duplicates"].dropped == {"near_duplicate_prompt": 4}
+    assert by_name["users"].dropped == {"over_user_cap": 1}
+    assert by_name["split"].rows_out == 45
+    assert by_name["split"].notes == {"train": 37, "test": 8}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +95,7 @@ def test_every_step_adds_up_and_takes_what_the_step_before_left() -> None:
         ("judge", {"judged": 1}),
         ("rows", {"rows": -1}),
         ("drop_reason", {"neutral": -1}),
-        ("drop_reason", {"email": 2}),
+        ("drop_reason", {"pii": 2}),
         ("split", {"train": -1}),
         ("split", {"validation": 1}),
     ],
@@ -92,38 +104,24 @@ def test_row_that_goes_missing_between_two_counts_stops_the_manifest(where: str,
     judge = JUDGE + Counter()
     found = {name: counter.copy() for name, counter in FOUND.items()}
     (judge if where == "judge" else found[where]).update(change)
-    steps = dataset.funnel(SUMMARY, judge, found)
+    steps = funnel.funnel(FILES, SUMMARY, judge, DROPS, found)
     written = Manifest(kind="feedback", inputs=[], config={}, funnel=steps, seconds=0.0)
     with pytest.raises(AssertionError, match="loses rows"):
         written.checked_json()
 
 
 def test_row_that_the_judge_loses_and_nobody_after_it_ever_sees_shows_in_the_funnel() -> None:
-    found = {**FOUND, "rows": Counter({"rows": 79}), "split": FOUND["split"] - Counter({"train": 1})}
-    steps = dataset.funnel(SUMMARY, Counter({"judged": 79}), found)
+    found = {**FOUND, "rows": Counter({"rows": 74}), "split": FOUND["split"] - Counter({"train": 1})}
+    steps = funnel.funnel(FILES, SUMMARY, Counter({"judged": 77, "failed:unparseable_verdict": 2}), DROPS, found)
     assert [s.name for s in steps if s.rows_in != s.rows_out + sum(s.dropped.values())] == ["judge"]
 
 
 def test_nothing_read_is_a_funnel_of_zeros_and_no_crash() -> None:
     empty: dict[str, Counter[Any]] = {name: Counter() for name in FOUND}
-    steps = dataset.funnel(Counter(), Counter(), empty)
+    steps = funnel.funnel(Counter(), Counter(), Counter(), Counter(), empty)
     for step in steps:
         step.check()
     assert {(s.rows_in, s.rows_out) for s in steps} == {(0, 0)}
-
-
-def test_counts_are_summed_over_rows_of_one_kind_in_all_files(tmp_path: Path) -> None:
-    part = place(
-        tmp_path,
-        judged(
-            {"kind": "summary", "counts": json.dumps({"records": 3, "interactions": 2})},
-            {"kind": "judge", "counts": json.dumps({"judged": 7})},
-            {"kind": "conversation", "conversation_id": "c"},
-        ),
-        judged({"kind": "summary", "counts": json.dumps({"records": 4, "quarantined:bad_message": 1})}),
-    )
-    assert dataset.counts(part, "summary") == {"records": 7, "interactions": 2, "quarantined:bad_message": 1}
-    assert dataset.counts(part, "judge") == {"judged": 7}
 
 
 def test_feedback_is_counted_over_all_files_nulls_included(tmp_path: Path) -> None:
@@ -135,7 +133,7 @@ def test_feedback_is_counted_over_all_files_nulls_included(tmp_path: Path) -> No
         pa.Table.from_pylist([kept], schema=FEEDBACK),
         FEEDBACK.empty_table(),
     )
-    found = dataset.feedback_counts(part)
+    found = funnel.feedback_counts(part)
     assert found["rows"]["rows"] == 3
     assert found["judge_level"] == {3: 3}
     assert found["level"] == {5: 2, 3: 1}
@@ -145,47 +143,31 @@ def test_feedback_is_counted_over_all_files_nulls_included(tmp_path: Path) -> No
     assert found["refusal_verdict"] == {None: 3}
 
 
-def test_quarantine_holds_every_unusable_record_and_nothing_else(tmp_path: Path) -> None:
-    row = {"kind": "quarantine", "source": "s", "position": 4, "reason": "bad_message", "detail": "d"}
-    part = place(tmp_path, judged(row, {"kind": "conversation"}), judged({**row, "position": 9}, {"kind": "summary"}))
-    target = locate(str(tmp_path / "quarantine"))
-    dataset.write_quarantine(part, target)
-    written = pq.read_table(target.path)
-    assert written.schema.equals(QUARANTINE)
-    assert sorted(written["position"].to_pylist()) == [4, 9]
-
-
-def test_without_unusable_records_the_quarantine_is_an_empty_table(tmp_path: Path) -> None:
-    target = locate(str(tmp_path / "quarantine"))
-    dataset.write_quarantine(place(tmp_path, judged({"kind": "conversation"})), target)
-    assert pq.read_table(target.path).num_rows == 0
-
-
 def test_label_table_names_every_level_even_where_there_is_none() -> None:
-    labels = dataset.label_table({**FOUND, "level": Counter({4: 1})})
-    assert labels["judge_level"] == {"1": 10, "2": 20, "3": 30, "4": 15, "5": 5}
+    labels = funnel.label_table({**FOUND, "level": Counter({4: 1})})
+    assert labels["judge_level"] == {"1": 10, "2": 20, "3": 25, "4": 15, "5": 5}
     assert labels["level"] == {"1": 0, "2": 0, "3": 0, "4": 1, "5": 0}
-    assert labels["label"] == {"1": 20, "2": 30}
+    assert labels["label"] == {"1": 20, "2": 25}
 
 
 def test_card_shows_every_step_with_its_numbers_and_reasons() -> None:
-    steps = dataset.funnel(SUMMARY, JUDGE, FOUND)
+    steps = funnel.funnel(FILES, SUMMARY, JUDGE, DROPS, FOUND)
     steps.append(FunnelStep(name="large", unit="rows", rows_in=1_234_567, rows_out=1_234_567))
-    card = dataset.card(steps, dataset.label_table(FOUND), ["s3://bucket/logs", "more.json"], 4, "demo:judge")
+    card = funnel.card(steps, funnel.label_table(FOUND), ["s3://bucket/logs", "more.json"], 4, "demo:judge")
     for step in steps:
         assert f"| {step.name} | {step.unit} | {step.rows_in:,} | {step.rows_out:,} |" in card
         for reason, n in step.dropped.items():
             assert f"{reason} {n:,}" in card
-    for words in ("s3://bucket/logs", "more.json", "demo:judge", "1,234,567", "train 41, test 9", "hindsight 8"):
+    for words in ("s3://bucket/logs", "more.json", "demo:judge", "1,234,567", "train 37, test 8", "hindsight 8"):
         assert words in card
-    assert "| judge | 10 | 20 | 30 | 15 | 5 |" in card
-    assert "| refined | 12 | 18 | 20 | 20 | 10 |" in card
+    assert "| judge | 10 | 20 | 25 | 15 | 5 |" in card
+    assert "| refined | 12 | 18 | 15 | 20 | 10 |" in card
 
 
 def test_card_begins_with_the_front_matter_that_finds_the_splits() -> None:
     import yaml
 
-    card = dataset.card(dataset.funnel(SUMMARY, JUDGE, FOUND), dataset.label_table(FOUND), ["in"], 4, "j")
+    card = funnel.card(funnel.funnel(FILES, SUMMARY, JUDGE, DROPS, FOUND), funnel.label_table(FOUND), ["in"], 4, "j")
     front = yaml.safe_load(card.split("---\n")[1])
     by_name = {c["config_name"]: c["data_files"] for c in front["configs"]}
     assert by_name["default"] == [

@@ -12,8 +12,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from wildreward_ray.core.config.extract import QualitySection
 from wildreward_ray.core.scale import JUDGE_LEVELS
 from wildreward_ray.feedback.conversation import interaction_id
+from wildreward_ray.feedback.pii import PiiFinder
 from wildreward_ray.feedback.quality import Candidate, QualityLimits, drop_reason
 from wildreward_ray.feedback.refusal import is_refusal
 from wildreward_ray.stages import ingest
@@ -44,8 +46,9 @@ def expected() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
     """What the pipeline reads from the sample."""
-    shards = ingest.plan((str(SAMPLE / "conversations.parquet"),), "auto")
-    return [row for table in ingest.read_tables(shards, None) for row in table.to_pylist()]
+    plan = ingest.plan((str(SAMPLE / "conversations.parquet"),), "auto", strict=True)
+    chunks = ingest.read_chunks(plan.shards, size=32, limit=None, done={})
+    return [row for _, table in chunks for row in table.to_pylist()]
 
 
 def replies(rows: list[dict[str, Any]]) -> dict[str, Candidate]:
@@ -146,17 +149,21 @@ def test_refusals_of_the_sample_are_all_noticed_and_few_other_replies_are(
 
 def test_what_has_to_be_filtered_is_and_little_else(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     rules = {
-        "pii": {"email", "phone"},
+        "pii": {"pii"},
         "image": {"image_request"},
         "search": {"search_request"},
         "identity": {"identity_request"},
         "missing_file": {"missing_file"},
     }
     texts = replies(rows)
-    names = tuple(sorted(set().union(*rules.values())))
+    names = tuple(sorted(set().union(*rules.values()) - {"pii"}))
+    finder = PiiFinder(QualitySection().pii_entities)
     unexpected = 0
     for e in expected:
-        found = drop_reason(texts[e["interaction_id"]], QualityLimits(), names)
+        candidate = texts[e["interaction_id"]]
+        written = (candidate.prompt, candidate.response, candidate.feedback)
+        personal = any(finder.find(text) for text in written)
+        found = "pii" if personal else drop_reason(candidate, QualityLimits(), names)
         if e["quality_drop"] in rules:
             assert found in rules[e["quality_drop"]], e["interaction_id"]
         else:

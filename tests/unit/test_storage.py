@@ -13,7 +13,7 @@ import pytest
 from wildreward_ray.cluster import storage
 from wildreward_ray.cluster.storage import (
     UNFINISHED,
-    check_readable,
+    is_done,
     list_files,
     locate,
     open_artifact,
@@ -139,6 +139,60 @@ def test_unfinished_run_is_replaced_without_being_asked(tmp_path: Path) -> None:
     assert files_below(tmp_path / "out") == {MANIFEST}
 
 
+def begin(output: Path, state: dict[str, object], *, overwrite: bool = False) -> bool:
+    """Begin a run that can be resumed and leave it unfinished; whether it went on with an earlier one."""
+    with open_artifact(str(output), overwrite=overwrite, state=state) as artifact:
+        (Path(artifact.work.path) / "done.txt").write_text("work")
+        return artifact.resumed
+
+
+def test_unfinished_run_goes_on_with_the_same_settings(tmp_path: Path) -> None:
+    state = {"config": {"judge": {"model": "a", "replicas": (1, 2)}}}
+    assert [begin(tmp_path / "out", state), begin(tmp_path / "out", state)] == [False, True]
+    assert "_unfinished/done.txt" in files_below(tmp_path / "out")
+
+
+def test_unfinished_run_of_other_settings_is_kept_and_named_setting_by_setting(tmp_path: Path) -> None:
+    begin(tmp_path / "out", {"config": {"judge": {"model": "a", "seed": "x"}, "levels": 4}, "input": [["f", 1]]})
+    with pytest.raises(StorageError) as caught:
+        begin(tmp_path / "out", {"config": {"judge": {"model": "b", "seed": "x"}, "levels": 5}, "input": [["f", 1]]})
+    assert "config.judge.model, config.levels" in str(caught.value)
+    assert "seed" not in str(caught.value)
+    assert caught.value.flag == "--overwrite"
+    assert "_unfinished/done.txt" in files_below(tmp_path / "out")
+
+
+def test_changed_input_is_named_as_what_differs(tmp_path: Path) -> None:
+    begin(tmp_path / "out", {"input": [["f", 1]]})
+    with pytest.raises(StorageError, match=r"differs in input"):
+        begin(tmp_path / "out", {"input": [["f", 2]]})
+
+
+def test_unfinished_run_of_other_settings_is_discarded_when_asked(tmp_path: Path) -> None:
+    begin(tmp_path / "out", {"a": 1})
+    assert begin(tmp_path / "out", {"a": 2}, overwrite=True) is False
+    # The very same command, given again after a kill, goes on.
+    assert begin(tmp_path / "out", {"a": 2}, overwrite=True) is True
+
+
+def test_whole_result_is_found_again_whatever_the_operational_settings(tmp_path: Path) -> None:
+    config = {"judge": {"model": "a", "replicas": [1, 1]}, "overwrite": False}
+    with open_artifact(str(tmp_path / "out"), overwrite=False) as artifact:
+        artifact.commit(manifest(config=config), [])
+    other = {"judge": {"model": "a", "replicas": [1, 8]}, "overwrite": True}
+    assert is_done(str(tmp_path / "out"), other, {"judge.replicas"})
+    with pytest.raises(StorageError, match=r"judge\.replicas"):
+        is_done(str(tmp_path / "out"), {**other, "overwrite": False})
+
+
+def test_writer_that_is_taken_for_dead_cannot_spoil_what_another_wrote(tmp_path: Path) -> None:
+    place = locate(str(tmp_path / "file"))
+    place.write_bytes(b"first")
+    place.write_bytes(b"second")
+    assert place.read_bytes() == b"second"
+    assert files_below(tmp_path) == {"file"}
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_files_of_somebody_else_are_never_touched(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
@@ -235,15 +289,6 @@ def test_files_are_found_at_every_depth_in_order_without_hidden_and_unfinished_o
     found = list_files(str(tmp_path), flag="--input", suffixes=(".json",))
     assert [f.uri for f in found] == [f"{tmp_path}/a/c.JSON", f"{tmp_path}/b.json"]
     assert all(f.read_bytes() == b"[]" for f in found)
-
-
-def test_file_that_cannot_be_opened_is_known_before_the_work_begins(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text("[]")
-    files = list_files(str(tmp_path), flag="--input")
-    check_readable(files, flag="--input")
-    (tmp_path / "a.json").unlink()
-    with pytest.raises(StorageError, match=r"can't read '.*a\.json'.*--input"):
-        check_readable(files, flag="--input")
 
 
 def test_bytes_are_read_as_they_are_whatever_the_name_says(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 A stage writes below `OUTPUT/_unfinished/`. When everything is there, the parts move to their place and `manifest.json` is
 written last. Readers take a directory only with its manifest, so a killed run leaves nothing that looks like a dataset.
+A stage that can be resumed leaves a `state.json` there as well: what it was asked to do, so that a run with other settings
+never mixes its rows into those of an earlier one.
 """
 
 from __future__ import annotations
@@ -11,19 +13,27 @@ import json
 import os
 import posixpath
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from wildreward_ray.core.errors import StorageError
 from wildreward_ray.core.manifest import MANIFEST, Manifest
 
 UNFINISHED = "_unfinished"
+STATE = "state.json"
+# A store that throttles or drops a connection is asked again, each time after a longer pause; then the run stops and can be
+# resumed.
+_S3_ATTEMPTS = 12
+_S3_CONNECT_S, _S3_REQUEST_S = 10, 60
 _COPY_BYTES = 1 << 22
 # Less free space than this and no stage can finish; it is checked before an engine starts.
 MIN_FREE_BYTES = 64 * 1024 * 1024
@@ -62,17 +72,38 @@ class Location:
             return bytes(stream.read())
 
     def write_bytes(self, data: bytes) -> None:
-        """Write a small file; on a local disk a reader sees the old content or the new, never a part."""
+        """Write a file in one go: a reader sees the old content or the new, never a part.
+
+        An object store shows an object when its upload is complete. On a local disk the file is renamed into place; the name
+        before that is hidden, and a writer's own, for a task that was taken for dead may still be writing.
+        """
         if not self.is_local:
             with self.fs.open_output_stream(self.path) as stream:
                 stream.write(data)
             return
-        temporary = f"{self.path}.partial"
+        folder, name = os.path.split(self.path)
+        temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.partial")
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
+
+    def write_table(self, table: pa.Table) -> None:
+        """Write a Parquet file in one go, see `write_bytes`."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(sink.getvalue())
+
+    def read_table(self, columns: list[str] | None = None) -> pa.Table:
+        """A Parquet file that `write_table` wrote."""
+        with self.fs.open_input_file(self.path) as source:
+            return pq.ParquetFile(source).read(columns=columns)
+
+    def names(self) -> list[str]:
+        """The names of what stands directly below a directory, sorted, without hidden ones; none where there is no directory."""
+        found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        return sorted(item.base_name for item in found if not item.base_name.startswith("."))
 
     def open_input(self) -> IO[bytes]:
         """A stream over the bytes as they are, whatever the file's name ends in."""
@@ -81,6 +112,8 @@ class Location:
 
 def locate(uri: str, *, flag: str | None = None) -> Location:
     """Find the filesystem of a path or URI (`file`, `s3://`, `gs://`, `hf://`).
+
+    An S3 store other than AWS is named by `AWS_ENDPOINT_URL`, or by `?endpoint_override=…&scheme=http` at the end of the URI.
 
     Raises:
         StorageError: a scheme that isn't known, or a filesystem that can't be reached.
@@ -92,10 +125,29 @@ def locate(uri: str, *, flag: str | None = None) -> Location:
             from huggingface_hub import HfFileSystem
 
             return Location(uri, pafs.PyFileSystem(pafs.FSSpecHandler(HfFileSystem())), uri.removeprefix("hf://"))
+        if uri.startswith("s3://"):
+            return _locate_s3(uri)
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError, ValueError) as e:
         raise StorageError(f"can't reach {uri!r}: {first_line(e)}", flag=flag) from e
     return Location(uri, filesystem, path)
+
+
+def _locate_s3(uri: str) -> Location:
+    parts = urlsplit(uri)
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    unknown = sorted(options.keys() - {"endpoint_override", "scheme", "region"})
+    if unknown:
+        raise ValueError(f"option {unknown[0]!r} is not known (known: endpoint_override, region, scheme)")
+    if not parts.netloc:
+        raise ValueError("the URI names no bucket")
+    filesystem = pafs.S3FileSystem(
+        **options,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+        connect_timeout=_S3_CONNECT_S,
+        request_timeout=_S3_REQUEST_S,
+    )
+    return Location(uri.partition("?")[0], filesystem, (parts.netloc + parts.path).rstrip("/"))
 
 
 def list_files(uri: str, *, flag: str, suffixes: tuple[str, ...] = ()) -> list[Location]:
@@ -127,16 +179,6 @@ def list_files(uri: str, *, flag: str, suffixes: tuple[str, ...] = ()) -> list[L
     return files
 
 
-def check_readable(files: list[Location], *, flag: str) -> None:
-    """Open every file and read its first byte, so that a bad one is known before an engine starts."""
-    for file in files:
-        try:
-            with file.open_input() as stream:
-                stream.read(1)
-        except OSError as e:
-            raise StorageError(f"can't read {file.uri!r}: {first_line(e)}", flag=flag) from e
-
-
 class Artifact:
     """An artefact being written: use `open_artifact`.
 
@@ -144,33 +186,43 @@ class Artifact:
         output: where it will stand.
         work: where its parts are written; moved to `output` by `commit`.
         replaced: names of what belongs to the artefact that this one replaces.
+        resumed: whether the work of an earlier run with the same settings stands in `work`.
     """
 
     def __init__(self, output: Location) -> None:
         self.output = output
         self.work = output.child(UNFINISHED)
         self.replaced: set[str] = set()
+        self.resumed = False
 
     def commit(self, manifest: Manifest, parts: list[str]) -> None:
         """Move `parts` (names below `work`) into place, write the manifest, and remove what is left of the work."""
         for part in parts:
             target = self.output.child(part)
-            _remove(target)
+            remove(target)
             move(self.work.child(part), target)
         for name in sorted(self.replaced - {part.split("/")[0] for part in parts}):
-            _remove(self.output.child(name))
+            remove(self.output.child(name))
         self.output.child(MANIFEST).write_bytes(manifest.checked_json().encode())
-        _remove(self.work)
+        remove(self.work)
 
 
 @contextmanager
-def open_artifact(output: str, *, overwrite: bool, flag: str = "--output") -> Iterator[Artifact]:
-    """Start writing an artefact at `output`.
+def open_artifact(
+    output: str, *, overwrite: bool, flag: str = "--output", state: Mapping[str, Any] | None = None
+) -> Iterator[Artifact]:
+    """Start writing an artefact at `output`, or go on with it.
 
-    What an earlier, unfinished run left there is removed. A whole artefact is removed only with `overwrite`.
+    A whole artefact is removed only with `overwrite`. What an earlier, unfinished run left there is removed as well, unless
+    the stage can be resumed.
+
+    Args:
+        state: what a resumable stage was asked to do, as JSON values. Work that was begun with the same state is kept;
+            work of another state is removed only with `overwrite`.
 
     Raises:
-        StorageError: a whole artefact or foreign files stand at `output`, it can't be written, or the disk is full.
+        StorageError: a whole artefact, foreign files or another run's work stand at `output`, it can't be written, or the
+            disk is full.
     """
     place = locate(output, flag=flag)
     try:
@@ -181,15 +233,19 @@ def open_artifact(output: str, *, overwrite: bool, flag: str = "--output") -> It
                     f"{output!r} already holds a whole result", flag="--overwrite", hint="replace it with"
                 )
             artifact.replaced = _names(place) - {MANIFEST, UNFINISHED}
-            _remove(place.child(MANIFEST))
+            remove(place.child(MANIFEST))
         elif _foreign_files(place):
             raise StorageError(
                 f"{output!r} holds files that no unfinished run of this program left there",
                 flag=flag,
                 hint="give another",
             )
-        _remove(artifact.work)
+        artifact.resumed = state is not None and _resumes(artifact.work, state, overwrite=overwrite)
+        if not artifact.resumed:
+            remove(artifact.work)
         artifact.work.fs.create_dir(artifact.work.path, recursive=True)
+        if state is not None and not artifact.resumed:
+            artifact.work.child(STATE).write_bytes(json.dumps(state, indent=1).encode())
         artifact.work.child("probe").write_bytes(b"probe")
         artifact.work.fs.delete_file(artifact.work.child("probe").path)
         if place.is_local:
@@ -205,6 +261,34 @@ def open_artifact(output: str, *, overwrite: bool, flag: str = "--output") -> It
         if space is None:
             raise
         raise space from e
+
+
+def _resumes(work: Location, state: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Whether there is work of an earlier run that was asked to do the same.
+
+    Raises:
+        StorageError: it was asked to do something else, and may not be thrown away.
+    """
+    file = work.child(STATE)
+    if file.info().type != pafs.FileType.File:
+        return False
+    differing = differences(json.loads(file.read_bytes()), json.loads(json.dumps(state)))
+    if differing and not overwrite:
+        shown = ", ".join(differing[:6]) + (f" and {len(differing) - 6} more" if len(differing) > 6 else "")
+        raise StorageError(
+            f"{work.uri!r} holds an unfinished run that differs in {shown}: rows of two runs are never mixed",
+            flag="--overwrite",
+            hint="finish it with its own settings, give another --output, or discard it with",
+        )
+    return not differing
+
+
+def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Dotted names of what differs between two trees of JSON mappings."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = sorted(before.keys() | after.keys())
+        return [d for n in names for d in differences(before.get(n), after.get(n), f"{prefix}{n}.")]
+    return [] if before == after else [prefix.rstrip(".")]
 
 
 def storage_error_of(error: BaseException, output: str, flag: str = "--output") -> StorageError | None:
@@ -227,19 +311,20 @@ def has_manifest(place: Location) -> bool:
     return bool(place.child(MANIFEST).info().type == pafs.FileType.File)
 
 
-def is_done(uri: str, config: dict[str, Any]) -> bool:
+def is_done(uri: str, config: dict[str, Any], ignored: Collection[str] = ()) -> bool:
     """Whether a whole artefact made with this very configuration stands at `uri`, so that its stage can be skipped.
 
+    Args:
+        ignored: dotted names of settings that don't change what is made.
+
     Raises:
-        StorageError: a whole artefact of another configuration stands there; names the first setting that differs.
+        StorageError: a whole artefact of another configuration stands there; names the settings that differ.
     """
     place = locate(uri, flag="--output")
     if not has_manifest(place):
         return False
     made_with = json.loads(place.child(MANIFEST).read_bytes()).get("config", {})
-    differing = sorted(
-        k for k in config.keys() | made_with.keys() if config.get(k) != made_with.get(k) and k != "overwrite"
-    )
+    differing = [d for d in differences(made_with, config) if d != "overwrite" and d not in ignored]
     if differing and not config.get("overwrite"):
         raise StorageError(
             f"{uri!r} was made with other settings: {', '.join(differing)} differ", flag="--output", hint="give another"
@@ -274,8 +359,13 @@ def upload(folder: Path, target: Location) -> None:
     """Copy the files of a local folder to `target`, in pieces."""
     target.fs.create_dir(target.path, recursive=True)
     for file in sorted(folder.iterdir()):
-        with file.open("rb") as source, target.fs.open_output_stream(target.child(file.name).path) as sink:
-            shutil.copyfileobj(source, sink, _COPY_BYTES)
+        upload_file(file, target.child(file.name))
+
+
+def upload_file(file: Path, target: Location) -> None:
+    """Copy a local file to `target`, in pieces."""
+    with file.open("rb") as source, target.fs.open_output_stream(target.path) as sink:
+        shutil.copyfileobj(source, sink, _COPY_BYTES)
 
 
 def move(source: Location, target: Location) -> None:
@@ -299,7 +389,8 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _remove(place: Location) -> None:
+def remove(place: Location) -> None:
+    """Remove a file or a directory with all that is in it; nothing there is fine."""
     kind = place.info().type
     if kind == pafs.FileType.Directory:
         if place.is_local:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from wildreward_ray.core.scale import JUDGE_LEVELS
-from wildreward_ray.feedback.language import length_units
+from wildreward_ray.feedback.language import has_units
 
 # Long replies that contain such a phrase mostly go on to answer.
 MAX_REFUSAL_WORDS = 120
@@ -37,7 +37,7 @@ _REFUSAL = re.compile(
 def is_refusal(reply: str) -> bool:
     """Whether a reply looks as if it declines: a short one that says so near its start."""
     opening = reply[:_OPENING_CHARACTERS].replace("\u2019", "'")
-    return bool(_REFUSAL.search(opening)) and length_units(reply) <= MAX_REFUSAL_WORDS
+    return bool(_REFUSAL.search(opening)) and not has_units(reply, MAX_REFUSAL_WORDS + 1)
 
 
 def validated_level(level: int, verdict: str) -> int:

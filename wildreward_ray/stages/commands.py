@@ -5,6 +5,7 @@ from __future__ import annotations
 from wildreward_ray.core.config.bench import BenchConfig
 from wildreward_ray.core.config.demo import DemoConfig
 from wildreward_ray.core.config.extract import ExtractConfig
+from wildreward_ray.core.config.inspect import InspectConfig
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
 from wildreward_ray.core.config.run_all import RunAllConfig
 from wildreward_ray.core.config.serve import ScoreConfig, ServeConfig
@@ -16,6 +17,8 @@ def extract(config: ExtractConfig) -> None:
     from wildreward_ray.stages.extract import run
 
     result = run(config)
+    if not result.fresh:
+        print(f"{result.output} was already made with these settings and from this input: nothing to do")
     for step in result.manifest["funnel"]:
         dropped = ", ".join(f"{reason} {n:,}" for reason, n in step["dropped"].items() if n)
         print(f"{step['name']:>15}  {step['rows_in']:>9,} -> {step['rows_out']:>9,} {step['unit']}  {dropped}")
@@ -68,8 +71,7 @@ def run_all(config: RunAllConfig) -> None:
     """`wildreward run-all`: a stage whose whole output was made with the same settings is not run again."""
     from wildreward_ray.cluster.storage import is_done
 
-    if not is_done(config.extract.output, config.extract.model_dump(mode="json")):
-        extract(config.extract)
+    extract(config.extract)
     if not is_done(config.train.output, config.train.model_dump(mode="json")):
         train(config.train)
     if not is_done(config.online_dpo.output, config.online_dpo.model_dump(mode="json")):
@@ -83,6 +85,17 @@ def demo(config: DemoConfig) -> None:
     summary = run(config)
     print(f"the whole loop took {summary['seconds']['total']:.0f} s")
     print(f"report: {config.output}/report.html, numbers: {config.output}/summary.json")
+
+
+def inspect(config: InspectConfig) -> None:
+    """`wildreward inspect`."""
+    from wildreward_ray.stages.inspect import run
+
+    result = run(config)
+    for check in result.warnings:
+        print(f"warning: {check.name}: {check.measured}")
+    print(f"{result.rows:,} interactions, warnings: {len(result.warnings)}")
+    print(f"page: {result.output} ({result.shown:,} interactions to browse)")
 
 
 def bench(config: BenchConfig) -> None:

@@ -1,10 +1,7 @@
-"""Labelled interactions -> train and test tables, the quarantine, the funnel and the dataset card."""
+"""Labelled interactions -> the files that training reads: feedback, train and test, without what was decided against."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,192 +9,129 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from wildreward_ray.cluster.schema import DATASET, FEEDBACK, JUDGED, QUARANTINE
-from wildreward_ray.cluster.storage import Location
-from wildreward_ray.core.manifest import FunnelStep
-from wildreward_ray.core.scale import JUDGE_LEVELS, fold_probs
+from wildreward_ray.cluster.schema import DATASET, DROPS, FEEDBACK, REFINED
+from wildreward_ray.cluster.storage import Location, remove
+from wildreward_ray.core.scale import fold_probs
+from wildreward_ray.stages.chunks import list_parts, part_file
 
 if TYPE_CHECKING:
     import ray.data
 
 SPLITS = ("train", "test")
+# Size of a file of the dataset: large enough for fast scans, small enough for one task to hold.
+_FILE_BYTES = 64 * 1024 * 1024
 
 
 def write_parquet(dataset: ray.data.Dataset, target: Location, schema: pa.Schema) -> None:
     """Write a dataset as Parquet; one without rows becomes one empty file, so that readers find the schema."""
     target.fs.create_dir(target.path, recursive=True)
     dataset.write_parquet(target.path, filesystem=target.fs, try_create_dir=False)
-    if not any(i.is_file for i in target.fs.get_file_info(_selector(target))):
-        pq.write_table(schema.empty_table(), f"{target.path}/empty.parquet", filesystem=target.fs)
+    if not target.names():
+        target.child("empty.parquet").write_table(schema.empty_table())
 
 
-def write_splits(feedback: Location, work: Location, levels: int) -> None:
-    """Write `dataset/train` and `dataset/test` below `work` from the kept rows of `feedback`."""
+def write_final(work: Location, drops: Location, levels: int) -> None:
+    """Write `feedback/`, `dataset/train/` and `dataset/test/` below `work` from the refined parts, without what was decided against.
+
+    Parts are put together to files of a handy size; a task writes one of each kind.
+    """
     import ray.data
 
-    columns = [*(name for name in DATASET.names if name != "label_probs"), "level_probs", "split"]
+    refined = work.child("refined")
+    targets = {name: work.child(name) for name in ("feedback", "dataset/train", "dataset/test")}
+    for target in targets.values():
+        remove(target)  # of a run that was killed here
+        target.fs.create_dir(target.path, recursive=True)
+    groups = _by_size(refined)
+    tasks = ray.data.from_items(
+        [{"file": i, "parts": parts} for i, parts in enumerate(groups)], override_num_blocks=max(1, len(groups))
+    )
 
-    def to_dataset(table: pa.Table) -> pa.Table:
-        folded = [fold_probs(p, levels) for p in table["level_probs"].to_pylist()]
-        table = table.append_column("label_probs", pa.array(folded, type=DATASET.field("label_probs").type))
-        return table.select(DATASET.names).cast(DATASET)
+    def write(batch: dict[str, Any]) -> dict[str, Any]:
+        for file, parts in zip(batch["file"], batch["parts"], strict=True):
+            _write_group(int(file), [str(p) for p in parts], refined, drops, targets, levels)
+        return {"file": batch["file"]}
 
-    for split in SPLITS:
-        rows = ray.data.read_parquet(feedback.path, filesystem=feedback.fs, columns=columns)
-        kept = rows.map_batches(
-            lambda table, split=split: table.filter(pc.equal(table["split"], split)), batch_format="pyarrow"
-        )
-        write_parquet(kept.map_batches(to_dataset, batch_format="pyarrow"), work.child("dataset").child(split), DATASET)
-
-
-def write_quarantine(judged: Location, target: Location) -> None:
-    """Write every record that could not be read, with the reason."""
-    target.fs.create_dir(target.path, recursive=True)
-    with pq.ParquetWriter(f"{target.path}/quarantine.parquet", QUARANTINE, filesystem=target.fs) as writer:
-        for batch in _scan(judged, JUDGED, QUARANTINE.names, pads.field("kind") == "quarantine"):
-            writer.write_batch(batch)
-
-
-def counts(judged: Location, kind: str) -> Counter[str]:
-    """The sums of all `summary` or `judge` rows."""
-    total: Counter[str] = Counter()
-    for batch in _scan(judged, JUDGED, ["counts"], pads.field("kind") == kind):
-        for text in batch["counts"].to_pylist():
-            total.update(json.loads(text))
-    return total
+    for _ in tasks.map_batches(write, batch_size=1).iter_batches(batch_size=None):
+        pass
+    for name, target in targets.items():
+        if not target.names():
+            schema = FEEDBACK if name == "feedback" else DATASET
+            target.child("empty.parquet").write_table(schema.empty_table())
 
 
-def feedback_counts(feedback: Location) -> dict[str, Counter[Any]]:
-    """How often each value of the small columns of `feedback` occurs."""
-    names = [
-        "judge_level",
-        "level",
-        "origin",
-        "refusal_verdict",
-        "topic_switch",
-        "drop_reason",
-        "split",
-        "label",
-        "language",
-    ]
-    total: dict[str, Counter[Any]] = {name: Counter() for name in [*names, "rows"]}
-    for batch in _scan(feedback, FEEDBACK, names, None):
-        total["rows"]["rows"] += batch.num_rows
-        for name in names:
-            for item in pc.value_counts(batch[name]).to_pylist():
-                total[name][item["values"]] += item["counts"]
-    return total
+def _by_size(refined: Location) -> list[list[str]]:
+    """Names of parts, in order, in groups of about `_FILE_BYTES`."""
+    groups: list[list[str]] = []
+    size = _FILE_BYTES
+    for part in list_parts(refined):
+        if size >= _FILE_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(part)
+        size += part_file(refined, part).info().size or 0
+    return groups
 
 
-def funnel(summary: Counter[str], judge: Counter[str], feedback: dict[str, Counter[Any]]) -> list[FunnelStep]:
-    """The steps from records read to rows of the dataset, counted from what was written."""
-    broken = _with_prefix(summary, "quarantined:")
-    over = {"over_limit": summary["records_over_limit"]} if summary["records_over_limit"] else {}
-    usable = summary["records"] - sum(broken.values())
-    talked = usable - summary["no_feedback_turn"] - sum(over.values())
-    turns_over = {"over_limit": summary["interactions_over_limit"]} if summary["interactions_over_limit"] else {}
-    found = summary["interactions"]
-    rows = feedback["rows"]["rows"]
-    dropped = {reason: n for reason, n in sorted(feedback["drop_reason"].items(), key=str) if reason is not None}
-    neutral = {"neutral": dropped.pop("neutral")} if "neutral" in dropped else {}
-    unsure = {"unsure": dropped.pop("unsure")} if "unsure" in dropped else {}
-    fit = rows - sum(dropped.values())
-    kept = sum(n for split, n in feedback["split"].items() if split is not None)
-    clear = fit - sum(neutral.values())
-    refusals = {f"refusal_{v}": n for v, n in feedback["refusal_verdict"].items() if v is not None}
-    mined = {"relabelled": feedback["origin"]["hindsight"], "topic_switch": feedback["topic_switch"][True]}
-    sides = {split: feedback["split"][split] for split in SPLITS}
-    return [
-        FunnelStep(
-            name="read", unit="records", rows_in=summary["records"], rows_out=usable, dropped=broken,
-            notes=_with_prefix(summary, "oddity:"),
-        ),
-        FunnelStep(
-            name="feedback_turns", unit="conversations", rows_in=usable, rows_out=talked,
-            dropped={"no_feedback_turn": summary["no_feedback_turn"], **over},
-        ),
-        FunnelStep(
-            name="select", unit="interactions", rows_in=found, rows_out=found - sum(turns_over.values()), dropped=turns_over
-        ),
-        FunnelStep(name="judge", unit="interactions", rows_in=found - sum(turns_over.values()), rows_out=judge["judged"]),
-        FunnelStep(name="hindsight", unit="interactions", rows_in=judge["judged"], rows_out=rows, notes=mined),
-        FunnelStep(name="refusal", unit="interactions", rows_in=rows, rows_out=rows, notes=refusals),
-        FunnelStep(name="quality", unit="interactions", rows_in=rows, rows_out=fit, dropped=dropped),
-        FunnelStep(name="neutral", unit="interactions", rows_in=fit, rows_out=clear, dropped=neutral),
-        FunnelStep(name="confidence", unit="interactions", rows_in=clear, rows_out=kept, dropped=unsure),
-        FunnelStep(name="split", unit="interactions", rows_in=kept, rows_out=sum(sides.values()), notes=sides),
-    ]  # fmt: skip
+def _write_group(
+    file: int, parts: list[str], refined: Location, drops: Location, targets: dict[str, Location], levels: int
+) -> None:
+    with drops.fs.open_input_file(drops.path) as source:
+        dropped = pq.read_table(source, filters=pads.field("part").isin(parts)).cast(DROPS)
+    with _Files(f"part-{file:05d}.parquet", targets) as files:
+        for part in parts:
+            rows = part_file(refined, part).read_table(REFINED.names).cast(REFINED)
+            table = apply_drops(rows, dropped.filter(pc.equal(dropped["part"], part)))
+            files.write("feedback", table.select(FEEDBACK.names))
+            for split in SPLITS:
+                kept = table.filter(pc.equal(table["split"], split))
+                if kept.num_rows:
+                    files.write(f"dataset/{split}", to_dataset(kept, levels))
 
 
-def label_table(feedback: dict[str, Counter[Any]]) -> dict[str, dict[str, int]]:
-    """Counts by level before and after the refinements, and by origin, language and training label."""
-    levels = {name: {str(level): feedback[name][level] for level in JUDGE_LEVELS} for name in ("judge_level", "level")}
-    rest = {
-        name: {str(value): n for value, n in sorted(feedback[name].items(), key=str) if value is not None}
-        for name in ("origin", "label", "language")
-    }
-    return {**levels, **rest}
+def apply_drops(rows: pa.Table, drops: pa.Table) -> pa.Table:
+    """`REFINED` rows of one part without repeated ones, and with the reason written into those that are dropped."""
+    reasons: list[str | None] = [None] * rows.num_rows
+    for row, reason in zip(drops["row"].to_pylist(), drops["reason"].to_pylist(), strict=True):
+        # An interaction that is repeated is one row too many, whatever else may be said of it.
+        if reasons[row] != "repeated":
+            reasons[row] = reason
+    reason = pa.array(reasons, pa.string())
+    decided = pc.is_valid(reason)
+    for name in ("label", "split"):
+        at = rows.schema.get_field_index(name)
+        nothing = pa.nulls(rows.num_rows, rows.schema.field(at).type)
+        rows = rows.set_column(at, rows.schema.field(at), pc.if_else(decided, nothing, rows[name]))
+    at = rows.schema.get_field_index("drop_reason")
+    rows = rows.set_column(at, rows.schema.field(at), pc.if_else(decided, reason, rows["drop_reason"]))
+    return rows.filter(pc.fill_null(pc.not_equal(reason, "repeated"), True))
 
 
-def card(steps: list[FunnelStep], labels: dict[str, dict[str, int]], inputs: list[str], levels: int, judge: str) -> str:
-    """The dataset card (Markdown with the front matter that the hub reads)."""
-    lines = [
-        "---",
-        "configs:",
-        "- config_name: default",
-        "  data_files:",
-        "  - {split: train, path: 'dataset/train/*.parquet'}",
-        "  - {split: test, path: 'dataset/test/*.parquet'}",
-        "- config_name: feedback",
-        "  data_files: 'feedback/*.parquet'",
-        "---",
-        "",
-        "# User feedback read from chat logs",
-        "",
-        f"Made by WildReward on Ray from {', '.join(inputs)} with the judge `{judge}`. Each row of `dataset/` is an assistant",
-        f"reply with an ordinal label 1..{levels} that tells how well it served, read from the user's next message.",
-        "Users are wholly on one side of the split. `feedback/` holds every interaction with its probabilities, and",
-        "`drop_reason` where it is not in the dataset; `quarantine/` holds what could not be read.",
-        "",
-        "## Funnel",
-        "",
-        "| step | unit | in | out | dropped | notes |",
-        "|---|---|--:|--:|---|---|",
-    ]
-    lines += [
-        f"| {s.name} | {s.unit} | {s.rows_in:,} | {s.rows_out:,} | {_inline(s.dropped)} | {_inline(s.notes)} |"
-        for s in steps
-    ]
-    lines += [
-        "",
-        "## Labels",
-        "",
-        "| | " + " | ".join(str(level) for level in JUDGE_LEVELS) + " |",
-        "|---|" + "--:|" * 5,
-    ]
-    for name, title in (("judge_level", "judge"), ("level", "refined")):
-        lines.append(f"| {title} | " + " | ".join(f"{n:,}" for n in labels[name].values()) + " |")
-    lines += ["", f"Origin: {_inline(labels['origin'])}. Training labels: {_inline(labels['label'])}.", ""]
-    return "\n".join(lines)
+def to_dataset(rows: pa.Table, levels: int) -> pa.Table:
+    """`DATASET` rows of kept `FEEDBACK` rows, with the probabilities of five levels folded into those of the labels."""
+    folded = [fold_probs(p, levels) for p in rows["level_probs"].to_pylist()]
+    rows = rows.append_column("label_probs", pa.array(folded, type=DATASET.field("label_probs").type))
+    return rows.select(DATASET.names).cast(DATASET)
 
 
-def _inline(values: dict[str, int]) -> str:
-    return ", ".join(f"{name} {n:,}" for name, n in values.items() if n)
+class _Files:
+    """Parquet files of one name in several directories, each begun with its first rows and written in one go at the end."""
 
+    def __init__(self, name: str, targets: dict[str, Location]) -> None:
+        self._name, self._targets = name, targets
+        self._open: dict[str, tuple[pa.BufferOutputStream, pq.ParquetWriter]] = {}
 
-def _with_prefix(values: Counter[str], prefix: str) -> dict[str, int]:
-    return {name.removeprefix(prefix): n for name, n in sorted(values.items()) if name.startswith(prefix)}
+    def __enter__(self) -> _Files:
+        return self
 
+    def write(self, target: str, table: pa.Table) -> None:
+        if target not in self._open:
+            sink = pa.BufferOutputStream()
+            self._open[target] = sink, pq.ParquetWriter(sink, table.schema, compression="zstd")
+        self._open[target][1].write_table(table)
 
-def _scan(
-    place: Location, schema: pa.Schema, columns: list[str], keep: pc.Expression | None
-) -> Iterator[pa.RecordBatch]:
-    """Stream some columns of a directory of Parquet files."""
-    dataset = pads.dataset(place.path, filesystem=place.fs, schema=schema)
-    yield from dataset.to_batches(columns=columns, filter=keep)
-
-
-def _selector(place: Location) -> Any:
-    from pyarrow.fs import FileSelector
-
-    return FileSelector(place.path)
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        for target, (sink, writer) in self._open.items():
+            writer.close()
+            if kind is None:
+                self._targets[target].child(self._name).write_bytes(sink.getvalue())

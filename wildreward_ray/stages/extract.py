@@ -1,82 +1,174 @@
-"""`wildreward extract`: chat logs in, labelled dataset out."""
+"""`wildreward extract`: chat logs in, labelled dataset out.
+
+Passes over the work directory, each of which skips what an earlier, killed run finished: judged parts, the second judge's
+parts, refined parts. The last two steps, deciding over the whole corpus and writing the final files, are cheap and done again.
+"""
 
 from __future__ import annotations
 
-import logging
+import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wildreward_ray.cluster.progress import Progress
-from wildreward_ray.cluster.schema import FEEDBACK, JUDGED
+from wildreward_ray.cluster.readers import Shard
 from wildreward_ray.cluster.session import check_resources, ray_errors, start_ray
-from wildreward_ray.cluster.storage import Artifact, open_artifact
-from wildreward_ray.core.config.extract import ExtractConfig
+from wildreward_ray.cluster.storage import Artifact, Location, is_done, open_artifact, read_manifest
+from wildreward_ray.core.config.extract import OPERATIONAL, ExtractConfig
+from wildreward_ray.core.errors import StorageError
 from wildreward_ray.core.manifest import Manifest
 from wildreward_ray.feedback.judge import PROMPT_VERSION
-from wildreward_ray.stages import dataset, ingest, label, refine
+from wildreward_ray.feedback.prior import Prior
+from wildreward_ray.stages import cascade, dataset, decide, funnel, ingest, judged, label, refine
+from wildreward_ray.stages.chunks import done_parts, list_parts, write_parts
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import ray.data
 
-# Small blocks keep the judge fed from the first seconds and make a lost block cheap to redo.
-BLOCK_BYTES = 4 * 1024 * 1024
+# One chunk a block: what a dying actor or node takes with it is then one chunk of work. Small blocks also keep the judge fed
+# from the first seconds.
+_BLOCK_BYTES = 1
 
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """Where the dataset stands and what its manifest says."""
+    """Where the dataset stands and what its manifest says; `fresh` is false where it stood there before."""
 
     output: str
     manifest: dict[str, Any]
+    fresh: bool = True
 
 
 def run(config: ExtractConfig) -> ExtractResult:
-    """Read, judge, refine, split and write.
+    """Read, judge, refine, decide, split and write; or go on with what a killed run left.
 
     Raises:
-        UserError: see `ingest.plan`, `check_resources`, `open_artifact`, `start_llm`.
+        UserError: see `ingest.plan`, `check_resources`, `open_artifact`, `start_judge`.
     """
     started = time.monotonic()
-    shards = ingest.plan(config.input, config.format)
-    with open_artifact(config.output, overwrite=config.overwrite) as artifact, ray_errors(config.output):
+    plan = ingest.plan(config.input, config.format, strict=config.strict)
+    settings = config.model_dump(mode="json")
+    if is_done(config.output, settings, OPERATIONAL):
+        whole = read_manifest(config.output, kind="feedback", flag="--output")
+        if whole.get("input_digest") == plan.digest():
+            return ExtractResult(config.output, whole, fresh=False)
+        if not config.overwrite:
+            raise StorageError(
+                f"{config.output!r} was made when the input had other files or sizes",
+                flag="--overwrite",
+                hint="give another --output, or replace it with",
+            )
+    state = {"config": _without(settings, OPERATIONAL), "input": plan.state(), "prompt_version": PROMPT_VERSION}
+    with (
+        open_artifact(config.output, overwrite=config.overwrite, state=state) as artifact,
+        ray_errors(config.output),
+    ):
         start_ray()
-        check_resources([label.resources(config.judge)])
-        if config.hindsight.enabled:
-            check_resources([refine.resources(config.hindsight)])
-        import ray.data
-
-        ray.data.DataContext.get_current().target_max_block_size = BLOCK_BYTES
-        _judge(config, artifact, shards)
-        judged = artifact.work.child("judged")
-        priors = label.corpus_priors(judged, config.judge)
-        feedback = artifact.work.child("feedback")
-        rows = ray.data.read_parquet(judged.path, filesystem=judged.fs)
+        _check(config)
+        _judge(config, artifact, plan)
+        corpus, second = _survey(config, artifact, plan)
         with Progress("refine", "interactions") as progress:
-            dataset.write_parquet(refine.refine(rows, config, priors, progress.counter), feedback, FEEDBACK)
-        dataset.write_splits(feedback, artifact.work, config.levels)
-        dataset.write_quarantine(judged, artifact.work.child("quarantine"))
-        manifest = _manifest(config, artifact, priors=priors, seconds=time.monotonic() - started)
+            prior = second.prior if second is not None else None
+            refine.refine(config, corpus.priors, prior, artifact.work, progress.counter)
+        drops = artifact.work.child("drops.parquet")
+        decide.decide(artifact.work.child("refined"), drops, config.quality)
+        dataset.write_final(artifact.work, drops, config.levels)
+        manifest = _manifest(config, artifact, plan, corpus, second, seconds=time.monotonic() - started)
         artifact.commit(manifest, ["feedback", "dataset", "quarantine", "README.md"])
     return ExtractResult(config.output, manifest.model_dump())
 
 
-def _judge(config: ExtractConfig, artifact: Artifact, shards: list[Any]) -> None:
+def _check(config: ExtractConfig) -> None:
+    """Raise before any engine starts where the cluster can't hold one of the passes."""
+    check_resources([label.resources(config.judge)])
+    if config.cascade.enabled:
+        check_resources([label.resources(config.cascade.judge, "--cascade.judge")])
+    check_resources([refine.resources(config.hindsight)])
+
+
+def _judge(config: ExtractConfig, artifact: Artifact, plan: ingest.Plan) -> None:
     """The expensive pass: raw verdicts of every turn, to `judged/`."""
+    target = artifact.work.child("judged")
+    names = list_parts(target)
+    if names:
+        print(f"going on with an unfinished run: {len(names)} chunks are judged", file=sys.stderr)
     with Progress("judge", "interactions", config.limit) as progress:
-        conversations = ingest.read(shards, config.limit)
-        judged = label.judge(conversations, config.judge, refusal=config.refusal, counter=progress.counter)
-        dataset.write_parquet(judged, artifact.work.child("judged"), JUDGED)
+
+        def judge(chunks: ray.data.Dataset) -> ray.data.Dataset:
+            return label.judge(chunks, config.judge, refusal=config.refusal, counter=progress.counter)
+
+        judge_parts(plan.shards, target, judge, size=config.judge.batch_size, limit=config.limit)
 
 
-def _manifest(config: ExtractConfig, artifact: Artifact, *, priors: label.Priors, seconds: float) -> Manifest:
-    judged, feedback = artifact.work.child("judged"), artifact.work.child("feedback")
-    judge = dataset.counts(judged, "judge")
-    found = dataset.feedback_counts(feedback)
-    steps = dataset.funnel(dataset.counts(judged, "summary"), judge, found)
-    labels = dataset.label_table(found)
-    text = dataset.card(steps, labels, list(config.input), config.levels, config.judge.model)
+def judge_parts(
+    shards: Sequence[Shard],
+    target: Location,
+    judge: Callable[[ray.data.Dataset], ray.data.Dataset],
+    *,
+    size: int,
+    limit: int | None,
+) -> None:
+    """Read shards, judge their chunks and write those that aren't in `target` yet.
+
+    Args:
+        judge: makes `CHUNKS` of `JUDGED` rows of `CHUNKS` of `CONVERSATIONS` rows.
+        size: conversations a chunk.
+    """
+    import ray.data
+
+    target.fs.create_dir(target.path, recursive=True)
+    context = ray.data.DataContext.get_current()
+    before, context.target_max_block_size = context.target_max_block_size, _BLOCK_BYTES
+    try:
+        chunks = ingest.read(shards, size=size, limit=limit, done=done_parts(list_parts(target)))
+        written = judge(chunks).map_batches(
+            write_parts, fn_kwargs={"folder": target}, batch_size=1, batch_format="pyarrow", num_cpus=0.25
+        )
+        for _ in written.iter_batches(batch_size=None):
+            pass
+    finally:
+        context.target_max_block_size = before
+
+
+def _survey(
+    config: ExtractConfig, artifact: Artifact, plan: ingest.Plan
+) -> tuple[judged.JudgedCorpus, cascade.SecondCorpus | None]:
+    """What the corpus of verdicts says, after the second judge was asked where there is one."""
+    work = artifact.work
+    quarantine = work.child("quarantine")
+    quarantine.fs.create_dir(quarantine.path, recursive=True)
+    corpus = judged.survey(
+        work.child("judged"), config.judge, quarantine.child("quarantine.parquet"), plan.unreadable
+    )
+    if not config.cascade.enabled:
+        return corpus, None
+    target = work.child("second")
+    target.fs.create_dir(target.path, recursive=True)
+    with Progress("cascade", "interactions") as progress:
+        cascade.second_pass(config, corpus.priors.feedback, work.child("judged"), target, progress.counter)
+    return corpus, cascade.survey_second(config, corpus.priors, work.child("judged"), target)
+
+
+def _manifest(
+    config: ExtractConfig,
+    artifact: Artifact,
+    plan: ingest.Plan,
+    corpus: judged.JudgedCorpus,
+    second: cascade.SecondCorpus | None,
+    *,
+    seconds: float,
+) -> Manifest:
+    files = Counter({"read": len(plan.files)})
+    files.update(row["reason"].removeprefix("file:") for row in plan.unreadable)
+    found = funnel.feedback_counts(artifact.work.child("feedback"))
+    drops = funnel.drop_counts(artifact.work.child("drops.parquet"))
+    steps = funnel.funnel(files, corpus.summary, corpus.judge, drops, found)
+    labels = funnel.label_table(found)
+    text = funnel.card(steps, labels, list(config.input), config.levels, config.judge.model)
     artifact.work.child("README.md").write_bytes(text.encode())
-    prompt_tokens = judge["prompt_tokens"]
     return Manifest.model_validate(
         {
             "kind": "feedback",
@@ -84,19 +176,52 @@ def _manifest(config: ExtractConfig, artifact: Artifact, *, priors: label.Priors
             "config": config.model_dump(mode="json"),
             "funnel": steps,
             "seconds": round(seconds, 1),
+            "input_digest": plan.digest(),
+            "resumed": artifact.resumed,
             "labels": labels,
             "levels": config.levels,
-            "judge": {
-                "model": config.judge.model,
-                "prompt_version": PROMPT_VERSION,
-                "prompts": label.prompt_texts(config.judge),
-                "prior_logprobs": {**priors.feedback.groups, "overall": priors.feedback.overall},
-                "refusal_prior_logprobs": {**priors.refusal.groups, "overall": priors.refusal.overall},
-                "judged": judge["judged"],
-                "refusals_judged": judge["refusals_judged"],
-                "prompt_tokens": prompt_tokens,
-                "prefix_cache_hit_share": round(judge["cached_tokens"] / prompt_tokens, 4) if prompt_tokens else None,
-                "engine_seconds": judge["milliseconds"] / 1000,
-            },
+            "judge": _judge_facts(config, corpus),
+            **({"cascade": _cascade_facts(second)} if second is not None else {}),
         }
     )
+
+
+def _judge_facts(config: ExtractConfig, corpus: judged.JudgedCorpus) -> dict[str, Any]:
+    counts = corpus.judge
+    prompt_tokens = counts["prompt_tokens"]
+    hits = round(counts["cached_tokens"] / prompt_tokens, 4) if prompt_tokens else None
+    return {
+        "model": config.judge.model,
+        "prompt_version": PROMPT_VERSION,
+        "prompts": label.prompt_texts(config.judge),
+        "prior_logprobs": _prior_facts(corpus.priors.feedback),
+        "refusal_prior_logprobs": _prior_facts(corpus.priors.refusal),
+        "judged": counts["judged"],
+        "refusals_judged": counts["refusals_judged"],
+        "refusals_without_verdict": counts["refusals_without_verdict"],
+        "requests": counts["requests"],
+        "retried": counts["retried"],
+        "asked_again": counts["reasked"],
+        "unparseable_votes": counts["unparseable"],
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": counts["output_tokens"],
+        "prefix_cache_hit_share": hits,
+        "engine_seconds": counts["milliseconds"] / 1000,
+    }
+
+
+def _cascade_facts(second: cascade.SecondCorpus) -> dict[str, Any]:
+    return {**dict(sorted(second.counts.items())), "prior_logprobs": _prior_facts(second.prior)}
+
+
+def _prior_facts(prior: Prior) -> dict[str, Any]:
+    return {**prior.groups, "overall": prior.overall}
+
+
+def _without(tree: dict[str, Any], dropped: frozenset[str], prefix: str = "") -> dict[str, Any]:
+    """A tree of settings without those of the given dotted names."""
+    return {
+        name: _without(value, dropped, f"{prefix}{name}.") if isinstance(value, dict) else value
+        for name, value in tree.items()
+        if prefix + name not in dropped
+    }

@@ -1,114 +1,213 @@
-"""Chat logs -> conversation rows, read in parallel and never held whole."""
+"""Chat logs -> chunks of conversation rows, read in parallel and never held whole."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from wildreward_ray.cluster.readers import Broken, Record, Shard, detect_format, plan_shards, read_shard
+from wildreward_ray.cluster.readers import (
+    SUFFIXES,
+    Broken,
+    Record,
+    Shard,
+    UnreadableFileError,
+    detect_format,
+    plan_shards,
+    read_shard,
+)
 from wildreward_ray.cluster.schema import CONVERSATIONS
-from wildreward_ray.cluster.storage import Location, check_readable, list_files
+from wildreward_ray.cluster.storage import Location, first_line, list_files
+from wildreward_ray.core.errors import StorageError
 from wildreward_ray.feedback.conversation import Conversation, MalformedConversationError
-from wildreward_ray.feedback.formats import PARSERS, WILDCHAT_OPTIONAL, WILDCHAT_REQUIRED
+from wildreward_ray.feedback.formats import PARSERS
 from wildreward_ray.feedback.language import language_group
+from wildreward_ray.stages.chunks import CHUNK_CHARACTERS, CHUNK_INTERACTIONS, Done, pack, part_name
 
 if TYPE_CHECKING:
     import ray.data
 
-_CHUNK_ROWS = 128
-_SUFFIXES = (".parquet", ".json")
 _DETAIL_CHARACTERS = 500
 _SCRIPT_CHARACTERS = 2000
+# Files looked at at a time before the run: a store answers slowly, but many at once.
+_PLANNERS = 32
 
 
-def plan(inputs: tuple[str, ...], format: str) -> list[Shard]:
-    """Find the files of all inputs, check that each can be read and is of the format, and cut them into shards.
+@dataclass(frozen=True)
+class Plan:
+    """What is read.
+
+    Attributes:
+        shards: parts of files that are read by a task each.
+        files: (URI, bytes) of every file that is read.
+        unreadable: `QUARANTINE` rows of files that can't be.
+    """
+
+    shards: list[Shard] = field(default_factory=list)
+    files: list[tuple[str, int]] = field(default_factory=list)
+    unreadable: list[dict[str, Any]] = field(default_factory=list)
+
+    def state(self) -> list[list[str | int]]:
+        """The input as JSON values: what a resumed run must find unchanged."""
+        return [[uri, size] for uri, size in self.files]
+
+    def digest(self) -> str:
+        """A hash of `state`."""
+        return hashlib.blake2b(json.dumps(self.state()).encode(), digest_size=16).hexdigest()
+
+
+def plan(inputs: Sequence[str], format: str, *, strict: bool) -> Plan:
+    """Find the files of all inputs and cut those that can be read into shards.
+
+    Args:
+        strict: whether a file that can't be read is an error.
 
     Raises:
-        UserError: an input that is missing, unreadable or of another format.
+        StorageError: an input that is missing or can't be reached, or no file at all that can be read.
+        UnreadableFileError: a file that can't be read, or is of another format, if `strict`.
     """
-    files: list[Location] = []
-    for uri in inputs:
-        files += list_files(uri, flag="--input", suffixes=_SUFFIXES)
-    check_readable(files, flag="--input")
-    shards: list[Shard] = []
-    for file in files:
-        found = detect_format(file) if format == "auto" else format
-        shards += plan_shards(file, found, WILDCHAT_REQUIRED)
-    return shards
+    found = Plan()
+    files = {file.uri: file for uri in inputs for file in list_files(uri, flag="--input", suffixes=SUFFIXES)}
+    with ThreadPoolExecutor(_PLANNERS) as threads:
+        for uri, result in zip(files, threads.map(lambda f: _plan_file(f, format), files.values()), strict=True):
+            if not isinstance(result, UnreadableFileError):
+                found.shards.extend(result[0])
+                found.files.append((uri, result[1]))
+            elif strict:
+                raise result
+            else:
+                found.unreadable.append(_quarantine_row(uri, 0, f"file:{result.reason}", str(result)))
+    if not found.files:
+        first = found.unreadable[0]
+        more = f" (and so on for {len(found.unreadable)} files)" if len(found.unreadable) > 1 else ""
+        raise StorageError(f"no input file can be read: {first['detail']}{more}", flag="--input")
+    return found
 
 
-def read(shards: list[Shard], limit: int | None) -> ray.data.Dataset:
-    """A streaming dataset of `CONVERSATIONS` rows.
+def _plan_file(file: Location, format: str) -> tuple[list[Shard], int] | UnreadableFileError:
+    """The shards and the size of a file, or why it can't be read."""
+    try:
+        return plan_shards(file, detect_format(file) if format == "auto" else format), file.info().size or 0
+    except UnreadableFileError as e:
+        return e
+    except OSError as e:
+        raise StorageError(f"can't read {file.uri!r}: {first_line(e)}", flag="--input") from e
+
+
+def read(shards: Sequence[Shard], *, size: int, limit: int | None, done: Mapping[str, Done]) -> ray.data.Dataset:
+    """A streaming dataset of `CHUNKS` rows, one a block.
 
     With a limit all shards go through one reader in order, so that the same interactions are taken on every run.
+
+    Args:
+        size: conversations a chunk.
+        done: finished chunks by shard; they are passed over, and whole shards of them aren't opened.
     """
     import ray.data
 
-    groups = [shards] if limit is not None else [[shard] for shard in shards]
-    sources = ray.data.from_items([{"group": i} for i in range(len(groups))], override_num_blocks=len(groups))
+    left = list(shards) if limit is not None else [s for s in shards if not (s.key in done and done[s.key].whole)]
+    groups = [left] if limit is not None else [[shard] for shard in left]
+    sources = ray.data.from_items([{"group": i} for i in range(len(groups))], override_num_blocks=max(1, len(groups)))
 
     def read_group(batch: dict[str, Any]) -> Iterator[pa.Table]:
         for index in batch["group"]:
-            yield from read_tables(groups[int(index)], limit)
+            for part, table in read_chunks(groups[int(index)], size=size, limit=limit, done=done):
+                yield pack(part, table)
 
     # A share of a CPU of its own keeps Ray from fusing reading into the judge's actors, where it would block the engine.
     return sources.map_batches(read_group, batch_size=1, num_cpus=0.25)
 
 
-def read_tables(shards: list[Shard], limit: int | None) -> Iterator[pa.Table]:
-    """Tables of `CONVERSATIONS` rows: conversations, quarantined records, and a summary row a shard.
+def read_chunks(
+    shards: Sequence[Shard], *, size: int, limit: int | None, done: Mapping[str, Done]
+) -> Iterator[tuple[str, pa.Table]]:
+    """(part, table of `CONVERSATIONS` rows) of every chunk that isn't done: conversations, quarantined records, a summary.
 
     After the limit is reached no further shard is opened, but the one at hand is read to its end and counted, so that its
     numbers and any damage in it are known.
     """
-    rows: list[dict[str, Any]] = []
     left = limit
     for shard in shards:
         if left == 0:
             break
-        counts: Counter[str] = Counter()
-        for item in read_shard(shard, WILDCHAT_REQUIRED + WILDCHAT_OPTIONAL):
-            row, used = _row(item, shard, left, counts)
+        finished = done.get(shard.key, Done(frozenset(), whole=False))
+        index = 0
+        chunk = _Chunk(shard)
+        for item in read_shard(shard):
+            if chunk.is_full(size):
+                if index not in finished:
+                    yield part_name(shard.key, index, end=False), chunk.table()
+                index, chunk = index + 1, _Chunk(shard)
+            used = chunk.add(item, left)
             if left is not None:
                 left -= used
-            if row is not None:
-                rows.append(row)
-            if len(rows) >= _CHUNK_ROWS:
-                yield pa.Table.from_pylist(rows, schema=CONVERSATIONS)
-                rows = []
-        rows.append(_summary(shard, counts))
-    yield pa.Table.from_pylist(rows, schema=CONVERSATIONS)
+        if index not in finished:
+            yield part_name(shard.key, index, end=True), chunk.table()
 
 
-def _row(
-    item: Record | Broken, shard: Shard, left: int | None, counts: Counter[str]
-) -> tuple[dict[str, Any] | None, int]:
-    """The row of a record (None where it gives none) and how many interactions it uses up."""
-    counts["records"] += 1
-    if isinstance(item, Broken):
-        return _quarantined(shard, item.position, item.reason, item.detail, counts), 0
-    try:
-        conversation = PARSERS[shard.format](item.value)
-    except MalformedConversationError as e:
-        return _quarantined(shard, item.position, e.reason, str(e), counts), 0
-    counts.update({f"oddity:{name}": n for name, n in conversation.oddities.items()})
-    turns = conversation.turns()
-    counts["interactions"] += len(turns)
-    if left is not None and len(turns) > left:
-        counts["interactions_over_limit"] += len(turns) - left
-        turns = turns[:left]
+class _Chunk:
+    """The rows of a chunk as it grows."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._rows: list[dict[str, Any]] = []
+        self._counts: Counter[str] = Counter()
+        self._characters = 0
+
+    def is_full(self, size: int) -> bool:
+        return (
+            self._counts["records"] >= size
+            or self._counts["interactions"] >= CHUNK_INTERACTIONS
+            or self._characters >= CHUNK_CHARACTERS
+        )
+
+    def add(self, item: Record | Broken, left: int | None) -> int:
+        """Take in a record. Returns how many interactions it uses up of those that are `left`."""
+        if isinstance(item, Broken):
+            self._counts["records"] += item.count
+            self._quarantine(item.position, item.reason, item.detail, item.count)
+            return 0
+        self._counts["records"] += 1
+        try:
+            conversation = PARSERS[self._shard.format](item.value)
+        except MalformedConversationError as e:
+            self._quarantine(item.position, e.reason, str(e), 1)
+            return 0
+        self._counts.update({f"oddity:{name}": n for name, n in conversation.oddities.items()})
+        turns = conversation.turns()
+        self._counts["interactions"] += len(turns)
+        if left is not None and len(turns) > left:
+            self._counts["interactions_over_limit"] += len(turns) - left
+            turns = turns[:left]
+            if not turns:
+                self._counts["records_over_limit"] += 1
+                return 0
         if not turns:
-            counts["records_over_limit"] += 1
-            return None, 0
-    if not turns:
-        counts["no_feedback_turn"] += 1
-        return None, 0
-    return _conversation_row(conversation, shard, item.position, turns), len(turns)
+            self._counts["no_feedback_turn"] += 1
+            return 0
+        self._rows.append(_conversation_row(conversation, self._shard, item.position, turns))
+        self._characters += sum(len(m["content"]) for m in self._rows[-1]["messages"])
+        return len(turns)
+
+    def table(self) -> pa.Table:
+        summary = {
+            "kind": "summary",
+            "source": self._shard.file.uri,
+            "position": self._shard.first,
+            "counts": json.dumps(dict(self._counts)),
+        }
+        return pa.Table.from_pylist([*self._rows, summary], schema=CONVERSATIONS)
+
+    def _quarantine(self, position: int, reason: str, detail: str, count: int) -> None:
+        self._counts[f"quarantined:{reason}"] += count
+        source = self._shard.file.uri
+        self._rows.append({"kind": "quarantine", **_quarantine_row(source, position, reason, detail)})
 
 
 def _conversation_row(conversation: Conversation, shard: Shard, position: int, turns: list[int]) -> dict[str, Any]:
@@ -138,16 +237,5 @@ def _user_text(conversation: Conversation) -> str:
     ]
 
 
-def _quarantined(shard: Shard, position: int, reason: str, detail: str, counts: Counter[str]) -> dict[str, Any]:
-    counts[f"quarantined:{reason}"] += 1
-    return {
-        "kind": "quarantine",
-        "source": shard.file.uri,
-        "position": position,
-        "reason": reason,
-        "detail": detail[:_DETAIL_CHARACTERS],
-    }
-
-
-def _summary(shard: Shard, counts: Counter[str]) -> dict[str, Any]:
-    return {"kind": "summary", "source": shard.file.uri, "position": shard.first, "counts": json.dumps(dict(counts))}
+def _quarantine_row(source: str, position: int, reason: str, detail: str) -> dict[str, Any]:
+    return {"source": source, "position": position, "reason": reason, "detail": detail[:_DETAIL_CHARACTERS]}

@@ -1,4 +1,4 @@
-"""Conversation rows -> the judge's verdict log-probabilities, by vLLM actors.
+"""Chunks of conversations -> the judge's verdicts, by judge actors.
 
 Only raw log-probabilities are written here. Turning them into levels needs the prior, which is a mean over the whole corpus,
 and is cheap: it belongs to `refine`, so a change there never costs another pass of the judge.
@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 
+from wildreward_ray.cluster.judge_backends import Judge, Verdict, start_judge
 from wildreward_ray.cluster.schema import JUDGED
 from wildreward_ray.cluster.session import ActorRequest
-from wildreward_ray.cluster.storage import Location
-from wildreward_ray.cluster.vllm_engine import PrefixCacheCount, start_llm, verdict_logprobs
-from wildreward_ray.core.config.extract import JudgeSection, RefusalSection
-from wildreward_ray.feedback.judge import SPECS, JudgePrompt
-from wildreward_ray.feedback.prior import Prior, PriorSum
+from wildreward_ray.core.config.extract import RefusalSection
+from wildreward_ray.core.config.judge import JudgeSection
 from wildreward_ray.feedback.refusal import is_refusal
 from wildreward_ray.feedback.split import assign
+from wildreward_ray.stages.chunks import pack, unpack
 
 if TYPE_CHECKING:
     import ray.data
 
 
 class JudgeActor:
-    """Judges all turns of a batch of conversations with one engine.
+    """Judges all turns of chunks of conversations with one judge.
 
     Args:
         section: the judge's settings.
@@ -38,121 +37,105 @@ class JudgeActor:
     """
 
     def __init__(self, section: JudgeSection, refusal: RefusalSection, counter: Any | None) -> None:
-        self._llm = start_llm(section.model, section.engine, flag="--judge.model")
-        tokenizer = self._llm.get_tokenizer()
-        style = section.prompt_style
-        self._feedback = JudgePrompt(SPECS["feedback", style], style, tokenizer)
-        self._refusal = JudgePrompt(SPECS["refusal", style], style, tokenizer) if refusal.enabled else None
-        self._prior_share = refusal.prior_share
+        self._judge = start_judge(section)
+        self._refusal = refusal
         self._counter = counter
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """`CONVERSATIONS` rows in, `JUDGED` rows out, with one more row that counts prompts and cached tokens."""
-        started = time.monotonic()
-        rows = table.to_pylist()
-        interactions = [(r, i, fields) for r, row in enumerate(rows) for i, fields in enumerate(turn_fields(row))]
-        cache = PrefixCacheCount()
-        prompts = [self._feedback.token_ids(fields) for _, _, fields in interactions]
-        logprobs = verdict_logprobs(self._llm, prompts, self._feedback.verdict_ids, cache)
-        for row in rows:
-            if row["kind"] == "conversation":
-                row["logprobs"] = [None] * len(row["turns"])
-                row["refusal_logprobs"] = [None] * len(row["turns"])
-                row["refusal_suspect"] = [False] * len(row["turns"])
-        for (r, i, _), values in zip(interactions, logprobs, strict=True):
-            rows[r]["logprobs"][i] = values.tolist()
-        second = self._validate_refusals(rows, interactions, cache)
-        rows.append(_counts(len(interactions), second, cache, time.monotonic() - started))
-        if self._counter is not None:
-            self._counter.add.remote(len(interactions))
-        return pa.Table.from_pylist(rows, schema=JUDGED)
-
-    def _validate_refusals(
-        self, rows: list[dict[str, Any]], interactions: list[tuple[int, int, dict[str, str]]], cache: PrefixCacheCount
-    ) -> int:
-        """The second judge pass, over replies that look like refusals. Returns how many there were.
-
-        A share of the other turns is asked, too: their requests are ordinary, and their mean is the verdicts' prior.
-        """
-        if self._refusal is None:
-            return 0
-        asked: list[tuple[int, int, dict[str, str]]] = []
-        for r, i, fields in interactions:
-            suspect = is_refusal(fields["reply"])
-            rows[r]["refusal_suspect"][i] = suspect
-            key = f"{rows[r]['conversation_id']}:{i}"
-            if suspect or assign(key, test_share=self._prior_share, salt="refusal-prior") == "test":
-                asked.append((r, i, fields))
-        prompts = [self._refusal.token_ids(fields) for _, _, fields in asked]
-        if prompts:
-            verdicts = verdict_logprobs(self._llm, prompts, self._refusal.verdict_ids, cache)
-            for (r, i, _), values in zip(asked, verdicts, strict=True):
-                rows[r]["refusal_logprobs"][i] = values.tolist()
-        return sum(rows[r]["refusal_suspect"][i] for r, i, _ in asked)
+    def __call__(self, chunks: pa.Table) -> Iterator[pa.Table]:
+        """`CHUNKS` of `CONVERSATIONS` rows in, `CHUNKS` of `JUDGED` rows out, with one more row that counts."""
+        for part, table in unpack(chunks):
+            started = time.monotonic()
+            rows = judge_rows(self._judge, table.to_pylist(), self._refusal)
+            milliseconds = round(1000 * (time.monotonic() - started))
+            rows[-1]["counts"] = json.dumps({**json.loads(rows[-1]["counts"]), "milliseconds": milliseconds})
+            if self._counter is not None:
+                self._counter.add.remote(sum(len(r["turns"]) for r in rows if r["kind"] == "conversation"))
+            yield pack(part, pa.Table.from_pylist(rows, schema=JUDGED))
 
 
-def resources(section: JudgeSection) -> ActorRequest:
+def judge_rows(judge: Judge, rows: list[dict[str, Any]], refusal: RefusalSection) -> list[dict[str, Any]]:
+    """Judge `CONVERSATIONS` rows. Returns `JUDGED` rows, the last of which counts verdicts and tokens."""
+    before = asdict(judge.usage)
+    turns = [(row, i, fields) for row in rows for i, fields in enumerate(turn_fields(row))]
+    for row in rows:
+        if row["kind"] == "conversation":
+            n = len(row["turns"])
+            row |= {"logprobs": [None] * n, "failures": [None] * n, "refusal_logprobs": [None] * n}
+            row["refusal_suspect"] = [False] * n
+    verdicts = judge.verdicts("feedback", [fields for _, _, fields in turns])
+    for (row, i, _), verdict in zip(turns, verdicts, strict=True):
+        row["logprobs"][i], row["failures"][i] = verdict.logprobs, verdict.failure
+    refusals = _validate_refusals(judge, turns, refusal) if refusal.enabled else {}
+    used = {name: value - before[name] for name, value in asdict(judge.usage).items()}
+    failed = count_failures(verdicts)
+    counts = {"judged": len(turns) - sum(failed.values()), **failed, **refusals, **used}
+    return [*rows, {"kind": "judge", "counts": json.dumps(counts)}]
+
+
+def _validate_refusals(
+    judge: Judge, turns: Sequence[tuple[dict[str, Any], int, Mapping[str, str]]], section: RefusalSection
+) -> dict[str, int]:
+    """The second verdicts, on replies that look like refusals. Returns how many there were and how many had no verdict.
+
+    A share of the other turns is asked, too: their requests are ordinary, and their mean is the verdicts' prior.
+    """
+    asked = []
+    for row, i, fields in turns:
+        suspect = is_refusal(fields["reply"])
+        row["refusal_suspect"][i] = suspect
+        key = f"{row['conversation_id']}:{i}"
+        if suspect or assign(key, test_share=section.prior_share, salt="refusal-prior") == "test":
+            asked.append((row, i, fields))
+    verdicts = judge.verdicts("refusal", [fields for _, _, fields in asked]) if asked else []
+    suspects = failed = 0
+    for (row, i, _), verdict in zip(asked, verdicts, strict=True):
+        row["refusal_logprobs"][i] = verdict.logprobs
+        suspects += row["refusal_suspect"][i]
+        failed += row["refusal_suspect"][i] and verdict.logprobs is None
+    return {"refusals_judged": suspects, "refusals_without_verdict": failed}
+
+
+def count_failures(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """How often each reason stands for a verdict that couldn't be had, as `failed:REASON`."""
+    counts: dict[str, int] = {}
+    for verdict in verdicts:
+        if verdict.logprobs is None:
+            name = f"failed:{verdict.failure}"
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def resources(section: JudgeSection, flag: str = "--judge") -> ActorRequest:
     """What the fewest judge actors hold."""
-    return ActorRequest("judge", section.replicas[0], section.num_cpus, _gpus(section), "--judge.num-cpus")
+    return ActorRequest("judge", section.replicas[0], section.num_cpus, gpus_of(section), f"{flag}.num-cpus")
 
 
-def judge(
-    conversations: ray.data.Dataset, section: JudgeSection, *, refusal: RefusalSection, counter: Any
-) -> ray.data.Dataset:
-    """A streaming dataset of `JUDGED` rows."""
-    import ray.data
-
-    return conversations.map_batches(
+def judge(chunks: ray.data.Dataset, section: JudgeSection, *, refusal: RefusalSection, counter: Any) -> ray.data.Dataset:
+    """A streaming dataset of `CHUNKS` of `JUDGED` rows."""
+    return chunks.map_batches(
         JudgeActor,
         fn_constructor_args=(section, refusal, counter),
-        batch_size=section.batch_size,
+        batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=section.replicas[0], max_size=section.replicas[1]),
-        num_cpus=section.num_cpus,
-        num_gpus=_gpus(section) or None,
+        **actor_pool(section),
     )
 
 
-@dataclass(frozen=True)
-class Priors:
-    """The judge's preferences for verdicts, of the feedback prompt and of the refusal prompt."""
+def actor_pool(section: JudgeSection) -> dict[str, Any]:
+    """Arguments of `map_batches` for a pool of judge actors."""
+    import ray.data
 
-    feedback: Prior
-    refusal: Prior
-
-
-def corpus_priors(judged: Location, section: JudgeSection) -> Priors:
-    """The mean verdict log-probabilities over the corpus; one pass over a few small columns."""
-    if section.prior == "none":
-        return Priors(Prior({}, None), Prior({}, None))
-    feedback, refusal = PriorSum(), PriorSum()
-    dataset = pads.dataset(judged.path, filesystem=judged.fs, schema=JUDGED)
-    columns = ["language_group", "logprobs", "refusal_logprobs", "refusal_suspect"]
-    for batch in dataset.to_batches(columns=columns, filter=pads.field("kind") == "conversation"):
-        for row in batch.to_pylist():
-            for logprobs, second, suspect in zip(
-                row["logprobs"], row["refusal_logprobs"], row["refusal_suspect"], strict=True
-            ):
-                feedback.add(row["language_group"], logprobs)
-                if second is not None and not suspect:
-                    refusal.add(row["language_group"], second)
-    return Priors(feedback.finish(), refusal.finish())
-
-
-def prompt_texts(section: JudgeSection) -> dict[str, Any]:
-    """The judge's prompts as data, for the manifest."""
     return {
-        name: {
-            "instructions": spec.instructions,
-            "examples": [list(e) for e in spec.examples],
-            "verdicts": spec.verdicts,
-        }
-        for (name, style), spec in SPECS.items()
-        if style == section.prompt_style
+        "compute": ray.data.ActorPoolStrategy(min_size=section.replicas[0], max_size=section.replicas[1]),
+        "num_cpus": section.num_cpus,
+        "num_gpus": gpus_of(section) or None,
     }
 
 
-def _gpus(section: JudgeSection) -> float:
+def gpus_of(section: JudgeSection) -> float:
+    """Ray GPUs of one judge actor."""
+    if section.backend == "endpoint":
+        return 0.0
     if section.num_gpus is not None:
         return section.num_gpus
     import ray
@@ -173,14 +156,3 @@ def turn_fields(row: dict[str, Any]) -> list[dict[str, str]]:
         }
         for reply in row["turns"]
     ]
-
-
-def _counts(judged: int, second: int, cache: PrefixCacheCount, seconds: float) -> dict[str, Any]:
-    counts = {
-        "judged": judged,
-        "refusals_judged": second,
-        "prompt_tokens": cache.prompt_tokens,
-        "cached_tokens": cache.cached_tokens,
-        "milliseconds": round(seconds * 1000),
-    }
-    return {"kind": "judge", "counts": json.dumps(counts)}

@@ -7,65 +7,40 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from wildreward_ray.core.config.base import Section
-from wildreward_ray.core.scale import JUDGE_LEVELS
+from wildreward_ray.core.config.judge import JudgeSection
 
-Format = Literal["auto", "wildchat", "sharegpt"]
+# What `feedback.pii` can find.
+PII_ENTITIES = ("EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADDRESS", "US_SSN")
 
-
-class EngineSection(Section):
-    """How a vLLM engine is started."""
-
-    dtype: str = Field("auto", description="weight and activation type: auto, bfloat16, float16, float32")
-    max_model_len: int = Field(2048, ge=64, description="longest prompt plus output, in tokens")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs one engine is spread over")
-    gpu_memory_share: float = Field(0.9, gt=0, le=1, description="share of GPU memory an engine takes")
-    cpu_kv_cache_gib: float = Field(1.0, gt=0, description="GiB of RAM for the KV cache where there is no GPU")
-    cpu_threads: int | None = Field(None, ge=1, description="threads of a CPU engine; default: all cores of its node")
-    block_size: int | None = Field(
-        None, ge=8, description="tokens a KV-cache block; default: 32 on CPU, vLLM's own on GPU"
+# Settings of where and how fast the work is done. A run may be resumed with other values of these.
+_JUDGE_OPERATIONAL = (
+    "replicas",
+    "num_cpus",
+    "num_gpus",
+    "engine.tensor_parallel",
+    "engine.gpu_memory_share",
+    "engine.cpu_kv_cache_gib",
+    "engine.cpu_threads",
+    "engine.block_size",
+    "endpoint.base_url",
+    "endpoint.api_key_env",
+    "endpoint.concurrency",
+    "endpoint.timeout_s",
+    "endpoint.retries",
+    "endpoint.max_backoff_s",
+)
+OPERATIONAL = frozenset(
+    (
+        "overwrite",
+        *(f"judge.{name}" for name in _JUDGE_OPERATIONAL),
+        *(f"cascade.judge.{name}" for name in _JUDGE_OPERATIONAL),
+        "hindsight.num_cpus",
+        "hindsight.num_gpus",
+        "hindsight.replicas",
     )
-    trust_remote_code: bool = Field(False, description="run model code that comes with the weights")
-    quantization: str | None = Field(
-        None, description="vLLM quantization method of the weights; default: as the weights say"
-    )
+)
 
-
-class JudgeSection(Section):
-    """The LLM that reads the user's next message."""
-
-    model: str = Field("demo:smollm2", description="judge model: hub name, path, or demo:smollm2")
-    prompt_style: Literal["completion", "chat"] = Field(
-        "completion",
-        description="completion: few-shot lines for small models; chat: a rubric for instruction-tuned ones",
-    )
-    batch_size: int = Field(64, ge=1, description="conversations handed to an engine at a time")
-    replicas: tuple[int, int] = Field((1, 1), description="fewest and most judge actors")
-    num_cpus: float = Field(1.0, ge=0, description="Ray CPUs a judge actor holds")
-    num_gpus: float | None = Field(
-        None, ge=0, description="Ray GPUs a judge actor holds; default: tensor_parallel on GPU"
-    )
-    prior: Literal["batch", "none"] = Field(
-        "batch",
-        description="batch: subtract each verdict's mean log-probability over the corpus; none: trust the judge",
-    )
-    expected_shares: tuple[float, float, float, float, float] | None = Field(
-        None, description="expected share of levels 1..5 after the prior is taken out; default: equal"
-    )
-    engine: EngineSection = Field(default_factory=EngineSection)
-
-    @field_validator("replicas")
-    @classmethod
-    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not 1 <= value[0] <= value[1]:
-            raise ValueError("the fewest replicas must be at least 1 and at most the most replicas")
-        return value
-
-    @field_validator("expected_shares")
-    @classmethod
-    def _positive(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if value is not None and (min(value) <= 0 or abs(sum(value) - 1) > 1e-6):
-            raise ValueError(f"the shares of levels {JUDGE_LEVELS} must be positive and add up to 1")
-        return value
+Format = Literal["auto", "wildchat", "lmsys", "sharegpt", "openai", "openai-logs"]
 
 
 class HindsightSection(Section):
@@ -75,10 +50,9 @@ class HindsightSection(Section):
     window: int = Field(2, ge=1, description="how many turns later the positive turn may come")
     threshold: float = Field(0.6, ge=-1, le=1, description="cosine of the two requests from which they share a topic")
     model: str = Field("demo:minilm", description="embedding model: hub name, path, or demo:minilm")
-    num_cpus: float = Field(1.0, ge=0, description="Ray CPUs an embedding actor holds")
-    num_gpus: float = Field(0.0, ge=0, description="Ray GPUs an embedding actor holds")
-    replicas: tuple[int, int] = Field((1, 1), description="fewest and most embedding actors")
-    batch_size: int = Field(256, ge=1, description="conversations refined at a time")
+    num_cpus: float = Field(1.0, ge=0, description="Ray CPUs a refining actor holds")
+    num_gpus: float = Field(0.0, ge=0, description="Ray GPUs a refining actor holds")
+    replicas: tuple[int, int] = Field((1, 1), description="fewest and most actors that embed and refine")
 
 
 class RefusalSection(Section):
@@ -96,13 +70,28 @@ class RefusalSection(Section):
     )
 
 
+class CascadeSection(Section):
+    """A second, larger judge for what the first one is unsure of."""
+
+    enabled: bool = Field(False, description="ask the second judge about interactions whose entropy is above the threshold")
+    entropy: float = Field(
+        1.0, ge=0, description="entropy of the first judge's five probabilities, in nats (at most 1.61), from which the second is asked"
+    )
+    audit_share: float = Field(
+        0.02, ge=0, le=1, description="share of the other interactions it is asked about too, to measure how often the two agree there"
+    )
+    judge: JudgeSection = Field(
+        default_factory=lambda: JudgeSection(prompt_style="chat", prior="none"), description="the second judge"
+    )
+
+
 class QualitySection(Section):
     """Which interactions are fit for training."""
 
     rules: tuple[str, ...] = Field(
         (
-            "email",
-            "phone",
+            "language",
+            "toxic",
             "image_request",
             "media_request",
             "search_request",
@@ -114,6 +103,9 @@ class QualitySection(Section):
         ),
         description="filters in use, in the order they are asked",
     )
+    languages: tuple[str, ...] = Field(
+        ("English", "Chinese"), description="languages the `language` filter keeps; none named: every one"
+    )
     min_prompt: int = Field(5, ge=0, description="shortest prompt, in words (characters in Chinese)")
     min_response: int = Field(10, ge=0, description="shortest reply, in words (characters in Chinese)")
     max_history: int = Field(20, ge=0, description="most messages before the prompt")
@@ -123,6 +115,20 @@ class QualitySection(Section):
         lt=1,
         description="least share of the label's side, negative or positive, in the judge's probability of both; 0: keep all",
     )
+    pii: Literal["drop", "redact", "keep"] = Field(
+        "drop",
+        description="personal data. redact: replace it in all texts; drop: drop as well the rows whose request, reply or "
+        "feedback holds any; keep: leave texts as they are",
+    )
+    pii_entities: tuple[str, ...] = Field(
+        ("EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE"), description="kinds of personal data looked for"
+    )
+    duplicates: Literal["drop", "leaks", "keep"] = Field(
+        "drop",
+        description="near-duplicate prompts. drop: keep one of each group; leaks: drop only those of train that are in test as "
+        "well; keep: leave them, the split then leaks",
+    )
+    max_per_user: int | None = Field(None, ge=1, description="most rows one user may have in the dataset; default: no limit")
 
     @field_validator("rules")
     @classmethod
@@ -131,6 +137,14 @@ class QualitySection(Section):
         for name in value:
             if name not in known:
                 raise ValueError(f"{name!r} is no filter; known: {', '.join(known)}")
+        return value
+
+    @field_validator("pii_entities")
+    @classmethod
+    def _findable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in PII_ENTITIES:
+                raise ValueError(f"{name!r} is no kind of personal data that is looked for; known: {', '.join(PII_ENTITIES)}")
         return value
 
 
@@ -145,14 +159,18 @@ class ExtractConfig(Section):
     """Chat logs in, labelled dataset out."""
 
     input: tuple[str, ...] = Field(min_length=1, description="files or directories of chat logs, as paths or URIs")
-    format: Format = Field("auto", description="shape of the logs; auto: told from each file's name and content")
+    format: Format = Field("auto", description="shape of the logs; auto: told from each file's content")
+    strict: bool = Field(False, description="stop at a file that can't be read instead of putting it into quarantine")
     output: str = Field(description="directory or URI the dataset is written to")
     limit: int | None = Field(
         None, ge=1, description="use at most this many interactions (replies with a next user message)"
     )
-    overwrite: bool = Field(False, description="replace a whole dataset that stands at the output")
+    overwrite: bool = Field(
+        False, description="replace a dataset, whole or unfinished, that stands at the output and was made with other settings"
+    )
     levels: int = Field(4, description="ordered training levels that judge levels are folded into (2..5)")
     judge: JudgeSection = Field(default_factory=JudgeSection)
+    cascade: CascadeSection = Field(default_factory=CascadeSection)
     hindsight: HindsightSection = Field(default_factory=HindsightSection)
     refusal: RefusalSection = Field(default_factory=RefusalSection)
     quality: QualitySection = Field(default_factory=QualitySection)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from wildreward_ray.core.config.base import Section
-from wildreward_ray.core.config.extract import EngineSection
+from wildreward_ray.core.config.judge import EngineSection
 
 EngineName = Literal["auto", "transformers", "vllm"]
 
