@@ -64,6 +64,11 @@ COMMANDS = {
         "wildreward_ray.core.config.demo:DemoConfig",
         "wildreward_ray.stages.commands:demo",
     ),
+    "inspect": Command(
+        "labelled dataset in, a page to browse it and to see what is wrong with it out",
+        "wildreward_ray.core.config.inspect:InspectConfig",
+        "wildreward_ray.stages.commands:inspect",
+    ),
     "bench": Command(
         "throughput as a ratio to the ceiling: bench extract",
         "wildreward_ray.core.config.bench:BenchConfig",
@@ -71,7 +76,7 @@ COMMANDS = {
     ),
 }
 # Commands whose first word after the name is a setting.
-_POSITIONAL = {"bench": "stage"}
+_POSITIONAL = {"bench": "stage", "inspect": "uri"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,7 +131,14 @@ def parse(name: str, config: type[Section], arguments: Sequence[str]) -> Section
             raise UserError(f"unknown flag {flag!r}: {nearest(flag, known)}")
         raise UserError(f"{word!r} belongs to no flag")
     overrides = {key: value for key, value in vars(given).items() if key not in ("config_file",) and value is not None}
-    return config.load(given.config_file, overrides)
+    try:
+        return config.load(given.config_file, overrides)
+    except UserError as e:
+        positional = _POSITIONAL.get(name, "")
+        if e.flag != flag_of(positional):
+            raise
+        # A setting that is given without a flag must not be asked for with one.
+        raise UserError(e.problem, flag=positional.upper(), hint=e.hint) from e
 
 
 def _parser(name: str, config: type[Section]) -> argparse.ArgumentParser:
@@ -143,7 +155,7 @@ def _parser(name: str, config: type[Section]) -> argparse.ArgumentParser:
     )
     for key, setting in leaves(config):
         if key == _POSITIONAL.get(name):
-            parser.add_argument(key, nargs="?", help=setting.description, choices=get_args(setting.annotation))
+            parser.add_argument(key, nargs="?", help=setting.description, choices=get_args(setting.annotation) or None)
             continue
         options: dict[str, Any] = {"dest": key, "help": _help(setting), "metavar": _metavar(setting)}
         if _is_list(setting):

@@ -23,6 +23,7 @@ from tests.ray.helpers import (
     save_tiny_reward_model,
     wildreward,
 )
+from tests.ray.s3 import S3Server
 from wildreward_ray.cluster.session import start_ray
 from wildreward_ray.core.config.train import TrainConfig
 from wildreward_ray.stages import train
@@ -132,3 +133,10 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tiny_reward_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random decoder reward model of four levels."""
     return save_tiny_reward_model(tmp_path_factory.mktemp("tiny_reward_model"))
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 endpoint that fails on demand; a test that sets faults takes them away again."""
+    with S3Server() as server:
+        yield server

@@ -16,25 +16,22 @@ import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from wildreward_ray.cluster import s3
 from wildreward_ray.core.errors import StorageError
 from wildreward_ray.core.manifest import MANIFEST, Manifest
 
 UNFINISHED = "_unfinished"
 STATE = "state.json"
-# A store that throttles or drops a connection is asked again, each time after a longer pause; then the run stops and can be
-# resumed.
-_S3_ATTEMPTS = 12
-_S3_CONNECT_S, _S3_REQUEST_S = 10, 60
 _COPY_BYTES = 1 << 22
+_READ_BYTES = 1 << 22
 # Less free space than this and no stage can finish; it is checked before an engine starts.
 MIN_FREE_BYTES = 64 * 1024 * 1024
 
@@ -47,15 +44,23 @@ class Location:
         uri: as the user wrote it, for messages.
         fs: the pyarrow filesystem.
         path: the path inside it.
+        s3_options: where an S3 store is, None elsewhere.
     """
 
     uri: str
     fs: pafs.FileSystem
     path: str
+    s3_options: s3.Options | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A pickled S3 filesystem forgets its retries; another process makes its own.
+        if self.s3_options is not None:
+            return (_relocate, (self.uri, self.path, self.s3_options))
+        return (Location, (self.uri, self.fs, self.path))
 
     def child(self, name: str) -> Location:
         """A place below this one."""
-        return Location(posixpath.join(self.uri, name), self.fs, posixpath.join(self.path, name))
+        return replace(self, uri=posixpath.join(self.uri, name), path=posixpath.join(self.path, name))
 
     @property
     def is_local(self) -> bool:
@@ -68,15 +73,18 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """The whole content of a small file."""
-        with self.fs.open_input_stream(self.path) as stream:
-            return bytes(stream.read())
+        with self.fs.open_input_file(self.path) as file:
+            return bytes(file.read())
 
-    def write_bytes(self, data: bytes) -> None:
+    def write_bytes(self, data: bytes | pa.Buffer) -> None:
         """Write a file in one go: a reader sees the old content or the new, never a part.
 
         An object store shows an object when its upload is complete. On a local disk the file is renamed into place; the name
         before that is hidden, and a writer's own, for a task that was taken for dead may still be writing.
         """
+        if self.s3_options is not None:
+            s3.put_bytes(self.s3_options, self.path, data)
+            return
         if not self.is_local:
             with self.fs.open_output_stream(self.path) as stream:
                 stream.write(data)
@@ -106,8 +114,8 @@ class Location:
         return sorted(item.base_name for item in found if not item.base_name.startswith("."))
 
     def open_input(self) -> IO[bytes]:
-        """A stream over the bytes as they are, whatever the file's name ends in."""
-        return self.fs.open_input_stream(self.path, compression=None)  # type: ignore[no-any-return]
+        """A stream over the bytes as they are, whatever the file's name ends in; a store is asked for megabytes at a time."""
+        return self.fs.open_input_stream(self.path, compression=None, buffer_size=_READ_BYTES)  # type: ignore[no-any-return]
 
 
 def locate(uri: str, *, flag: str | None = None) -> Location:
@@ -126,28 +134,15 @@ def locate(uri: str, *, flag: str | None = None) -> Location:
 
             return Location(uri, pafs.PyFileSystem(pafs.FSSpecHandler(HfFileSystem())), uri.removeprefix("hf://"))
         if uri.startswith("s3://"):
-            return _locate_s3(uri)
+            return _relocate(*s3.parse(uri))
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError, ValueError) as e:
         raise StorageError(f"can't reach {uri!r}: {first_line(e)}", flag=flag) from e
     return Location(uri, filesystem, path)
 
 
-def _locate_s3(uri: str) -> Location:
-    parts = urlsplit(uri)
-    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    unknown = sorted(options.keys() - {"endpoint_override", "scheme", "region"})
-    if unknown:
-        raise ValueError(f"option {unknown[0]!r} is not known (known: endpoint_override, region, scheme)")
-    if not parts.netloc:
-        raise ValueError("the URI names no bucket")
-    filesystem = pafs.S3FileSystem(
-        **options,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
-        connect_timeout=_S3_CONNECT_S,
-        request_timeout=_S3_REQUEST_S,
-    )
-    return Location(uri.partition("?")[0], filesystem, (parts.netloc + parts.path).rstrip("/"))
+def _relocate(uri: str, path: str, options: s3.Options) -> Location:
+    return Location(uri, s3.filesystem(options), path, options)
 
 
 def list_files(uri: str, *, flag: str, suffixes: tuple[str, ...] = ()) -> list[Location]:
@@ -364,6 +359,9 @@ def upload(folder: Path, target: Location) -> None:
 
 def upload_file(file: Path, target: Location) -> None:
     """Copy a local file to `target`, in pieces."""
+    if target.s3_options is not None:
+        s3.put_file(target.s3_options, target.path, file)
+        return
     with file.open("rb") as source, target.fs.open_output_stream(target.path) as sink:
         shutil.copyfileobj(source, sink, _COPY_BYTES)
 

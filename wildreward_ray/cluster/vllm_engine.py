@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from wildreward_ray.cluster.judge_backends import Answer
 from wildreward_ray.cluster.models import resolve_model
-from wildreward_ray.core.errors import RewardUnavailableError, UserError
+from wildreward_ray.core.errors import JudgeUnavailableError, UserError
 
 if TYPE_CHECKING:
     from vllm import LLM
 
-    from wildreward_ray.core.config.extract import EngineSection
+    from wildreward_ray.core.config.judge import EngineSection
 
 # vLLM's CPU attention wants multiples of 32; the smallest lets the prefix cache reuse most of a short static prompt.
 _CPU_BLOCK = 32
@@ -69,10 +70,11 @@ def start_llm(model: str, section: EngineSection, *, flag: str, seed: int = 0, *
 
 @dataclass
 class PrefixCacheCount:
-    """Prompt tokens seen, and how many of them came from the prefix cache."""
+    """Prompt tokens seen, how many of them came from the prefix cache, and tokens written."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    output_tokens: int = 0
 
 
 def verdict_logprobs(
@@ -81,6 +83,9 @@ def verdict_logprobs(
     """Log-probabilities of `verdict_ids` as the next token of every prompt, over the whole vocabulary: float64 [N, K].
 
     One prefill a prompt; the single token that vLLM has to emit is ignored.
+
+    Raises:
+        JudgeUnavailableError: the model gave a log-probability that isn't finite.
     """
     from vllm import SamplingParams
 
@@ -95,8 +100,41 @@ def verdict_logprobs(
             count.cached_tokens += output.num_cached_tokens or 0
     if not np.isfinite(result).all():
         bad = int(np.flatnonzero(~np.isfinite(result).all(axis=1))[0])
-        raise RewardUnavailableError(f"the judge gave a non-finite log-probability for prompt {bad} of {len(prompts)}")
+        raise JudgeUnavailableError(f"the judge gave a non-finite log-probability for prompt {bad} of {len(prompts)}")
     return result
+
+
+def sample_answers(
+    llm: LLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    n: int,
+    temperature: float,
+    max_tokens: int,
+    seeds: Sequence[int | None],
+    count: PrefixCacheCount | None = None,
+) -> list[list[Answer]]:
+    """`n` sampled answers to each of N prompts: [N][n].
+
+    Special tokens stay in the text: they mark where some models stop reasoning.
+
+    Args:
+        max_tokens: longest answer, in tokens; one that is longer comes back with `whole` false.
+        seeds: seed of each prompt's first answer; answer i takes seed + i. None: random.
+    """
+    from vllm import SamplingParams
+
+    params = [
+        SamplingParams(n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, skip_special_tokens=False)
+        for seed in seeds
+    ]
+    outputs = llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
+    if count is not None:
+        for output in outputs:
+            count.prompt_tokens += len(output.prompt_token_ids)
+            count.cached_tokens += output.num_cached_tokens or 0
+            count.output_tokens += sum(len(answer.token_ids) for answer in output.outputs)
+    return [[Answer(a.text, whole=a.finish_reason == "stop") for a in output.outputs] for output in outputs]
 
 
 def classify_logits(llm: LLM, prompts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:

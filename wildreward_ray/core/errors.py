@@ -59,6 +59,10 @@ class RewardUnavailableError(WildRewardError):
     """The reward service could not give every score that was asked for. It is never turned into a number."""
 
 
+class JudgeUnavailableError(WildRewardError):
+    """The judge could not give the verdicts that were asked for. It is never turned into a label; the run can be resumed."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint naming the known name closest to `name`, or listing all known names where none is close."""
     names = sorted(known)

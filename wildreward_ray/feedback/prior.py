@@ -24,10 +24,14 @@ class PriorSum:
 
     def add(self, group: str, logprobs: Sequence[float]) -> None:
         """Count one row's verdict log-probabilities."""
-        total = self.sums.setdefault(group, [0.0] * len(logprobs))
-        for i, value in enumerate(logprobs):
+        self.add_many(group, logprobs, 1)
+
+    def add_many(self, group: str, sums: Sequence[float], rows: int) -> None:
+        """Count several rows, given the sums of their verdict log-probabilities."""
+        total = self.sums.setdefault(group, [0.0] * len(sums))
+        for i, value in enumerate(sums):
             total[i] += value
-        self.counts[group] = self.counts.get(group, 0) + 1
+        self.counts[group] = self.counts.get(group, 0) + rows
 
     def finish(self) -> Prior:
         """The mean log-probabilities of every group that is large enough, and of all rows."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable, Sequence
 from importlib import resources
 
@@ -15,22 +17,43 @@ _CUT_CHARACTERS = 20_000
 _LINE = 22
 
 
-def page(title: str, *body: Child) -> Html:
+def page(title: str, *body: Child, style: str = "", script: str = "") -> Html:
     """A whole document that loads nothing.
 
-    Everything in it is escaped. The content policy is a second lock: even markup that slipped through could not run.
+    Everything in it is escaped. The content policy is a second lock: of all scripts only `script` can run, because the
+    policy names its hash (https://www.w3.org/TR/CSP3/#external-hash), and without one none can.
+
+    Args:
+        title: of the document.
+        body: what it shows.
+        style: CSS of this kind of page, after the common one.
+        script: JavaScript of our own, run when the document is there.
+
+    Raises:
+        ValueError: the script holds a character sequence that would end or hide its element.
     """
-    style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    if any(mark in script.lower() for mark in ("</script", "<script", "<!--")):
+        raise ValueError("a script in a page must hold neither '</script', '<script' nor '<!--'")
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
     head = el(
         "head",
         el("meta", charset="utf-8"),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
-        el("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
+        el("meta", http_equiv="Content-Security-Policy", content=policy),
         el("title", title),
-        el("style", raw(style)),
+        el("style", raw(own_file("page.css") + style)),
     )
-    return join(raw("<!DOCTYPE html>\n"), el("html", head, el("body", el("main", *body)), lang="en"), raw("\n"))
+    whole = el("body", el("main", *body), el("script", raw(script)) if script else None)
+    return join(raw("<!DOCTYPE html>\n"), el("html", head, whole, lang="en"), raw("\n"))
+
+
+def own_file(name: str) -> str:
+    """The text of a stylesheet or script of this package."""
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def section(anchor: str, title: str, *body: Child) -> Html:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from wildreward_ray.cluster.judge_backends import start_judge
 from wildreward_ray.cluster.schema import SECOND
 from wildreward_ray.cluster.storage import Location
 from wildreward_ray.core.config.extract import CascadeSection, ExtractConfig
@@ -19,6 +18,7 @@ from wildreward_ray.feedback.prior import Prior, PriorSum, entropy
 from wildreward_ray.feedback.split import assign
 from wildreward_ray.stages.chunks import each_part, groups_of, list_parts, part_file
 from wildreward_ray.stages.judged import Priors, scan
+from wildreward_ray.stages.judges import start_judge
 from wildreward_ray.stages.label import actor_pool, turn_fields
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class SecondJudgeActor:
     ) -> None:
         self._config, self._prior, self._counter = config, prior, counter
         self._from, self._to = judged, target
-        self._judge = start_judge(config.cascade.judge)
+        self._judge = start_judge(config.cascade.judge, flag="--cascade.judge")
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Names of parts in; for every part a file of `SECOND` rows, and its name out."""

@@ -20,7 +20,7 @@ from wildreward_ray.cluster.storage import Artifact, Location, is_done, open_art
 from wildreward_ray.core.config.extract import OPERATIONAL, ExtractConfig
 from wildreward_ray.core.errors import StorageError
 from wildreward_ray.core.manifest import Manifest
-from wildreward_ray.feedback.judge import PROMPT_VERSION
+from wildreward_ray.feedback.judge import PROMPT_VERSION, describe
 from wildreward_ray.feedback.prior import Prior
 from wildreward_ray.stages import cascade, dataset, decide, funnel, ingest, judged, label, refine
 from wildreward_ray.stages.chunks import done_parts, list_parts, write_parts
@@ -193,7 +193,7 @@ def _judge_facts(config: ExtractConfig, corpus: judged.JudgedCorpus) -> dict[str
     return {
         "model": config.judge.model,
         "prompt_version": PROMPT_VERSION,
-        "prompts": label.prompt_texts(config.judge),
+        "prompts": describe(config.judge),
         "prior_logprobs": _prior_facts(corpus.priors.feedback),
         "refusal_prior_logprobs": _prior_facts(corpus.priors.refusal),
         "judged": counts["judged"],

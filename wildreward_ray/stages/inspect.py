@@ -137,11 +137,15 @@ def _target(output: str) -> Location:
         StorageError: a directory stands there, or the directory it should stand in doesn't exist.
     """
     target = locate(output, flag="--output")
-    if target.info().type == pafs.FileType.Directory:
-        raise StorageError(f"{output!r} is a directory: the page is one file", flag="--output")
-    folder = target.path.rpartition("/")[0]
-    if target.is_local and target.fs.get_file_info(folder or "/").type != pafs.FileType.Directory:
-        raise StorageError(f"the directory {folder!r} does not exist", flag="--output")
+    folder = target.path.rpartition("/")[0] or "/"
+    try:
+        if target.info().type == pafs.FileType.Directory:
+            raise StorageError(f"{output!r} is a directory: the page is one file", flag="--output")
+        # An object store has no directories to be missing.
+        if target.is_local and target.fs.get_file_info(folder).type != pafs.FileType.Directory:
+            raise StorageError(f"the directory {folder!r} does not exist", flag="--output")
+    except OSError as e:
+        raise StorageError(f"can't reach {output!r}: {first_line(e)}", flag="--output") from e
     return target
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from wildreward_ray.cluster.schema import JUDGED, QUARANTINE
-from wildreward_ray.cluster.storage import Location
+from wildreward_ray.cluster.storage import Location, upload_file
 from wildreward_ray.core.config.judge import JudgeSection
 from wildreward_ray.feedback.conversation import interaction_id
 from wildreward_ray.feedback.prior import Prior, PriorSum
@@ -70,25 +72,38 @@ def survey(
         quarantine: the file that takes `QUARANTINE` rows: files, records and interactions, with the reason.
         unreadable: rows of files that were never opened.
     """
-    feedback, refusal = PriorSum(), PriorSum()
-    corpus = JudgedCorpus(Priors(feedback.finish(), refusal.finish()))
-    with pq.ParquetWriter(quarantine.path, QUARANTINE, filesystem=quarantine.fs) as writer:
-        if unreadable:
-            writer.write_table(pa.Table.from_pylist(list(unreadable), schema=QUARANTINE))
-        for batch in scan(judged, JUDGED, _COLUMNS):
-            for kind, counter in (("summary", corpus.summary), ("judge", corpus.judge)):
-                for text in _of_kind(batch, kind)["counts"].to_pylist():
-                    counter.update(json.loads(text))
-            unusable = _of_kind(batch, "quarantine").select(["source", "position", "reason", "detail"]).to_pylist()
-            conversations = _of_kind(batch, "conversation")
-            unusable += _without_verdict(conversations)
-            if unusable:
-                writer.write_table(pa.Table.from_pylist(unusable, schema=QUARANTINE))
-            if section.corrects_prior:
-                _add(feedback, conversations, "logprobs", ordinary_only=False)
-                _add(refusal, conversations, "refusal_logprobs", ordinary_only=True)
-    corpus.priors = Priors(feedback.finish(), refusal.finish())
+    corpus = JudgedCorpus(Priors(Prior({}, None), Prior({}, None)))
+    with tempfile.TemporaryDirectory(prefix="wildreward-") as folder:
+        file = Path(folder) / "quarantine.parquet"
+        with pq.ParquetWriter(file, QUARANTINE) as writer:
+            _survey(judged, section, writer, unreadable, corpus)
+        upload_file(file, quarantine)
     return corpus
+
+
+def _survey(
+    judged: Location,
+    section: JudgeSection,
+    writer: pq.ParquetWriter,
+    unreadable: Sequence[dict[str, Any]],
+    corpus: JudgedCorpus,
+) -> None:
+    feedback, refusal = PriorSum(), PriorSum()
+    if unreadable:
+        writer.write_table(pa.Table.from_pylist(list(unreadable), schema=QUARANTINE))
+    for batch in scan(judged, JUDGED, _COLUMNS):
+        for kind, counter in (("summary", corpus.summary), ("judge", corpus.judge)):
+            for text in _of_kind(batch, kind)["counts"].to_pylist():
+                counter.update(json.loads(text))
+        unusable = _of_kind(batch, "quarantine").select(["source", "position", "reason", "detail"]).to_pylist()
+        conversations = _of_kind(batch, "conversation")
+        unusable += _without_verdict(conversations)
+        if unusable:
+            writer.write_table(pa.Table.from_pylist(unusable, schema=QUARANTINE))
+        if section.corrects_prior:
+            _add(feedback, conversations, "logprobs", ordinary_only=False)
+            _add(refusal, conversations, "refusal_logprobs", ordinary_only=True)
+    corpus.priors = Priors(feedback.finish(), refusal.finish())
 
 
 def scan(place: Location, schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -10,11 +10,13 @@ from wildreward_ray.cluster.judge_backends import Answer, Judge, Task, Usage, Ve
 from wildreward_ray.cluster.judge_endpoint import TOP_LOGPROBS, EndpointClient
 from wildreward_ray.cluster.vllm_engine import PrefixCacheCount, sample_answers, start_llm, verdict_logprobs
 from wildreward_ray.core.config.judge import JudgeSection
-from wildreward_ray.core.errors import WildRewardError
+from wildreward_ray.core.errors import UserError, WildRewardError
 from wildreward_ray.feedback.judge import SPECS, JudgePrompt, PromptSpec, TextPrompt, style_of
 from wildreward_ray.feedback.verdict import listed_logprobs, parse_verdict, votes_to_logprobs
 
 _TASKS: tuple[Task, ...] = ("feedback", "refusal")
+# Tokens, at most about, that asking again adds to a prompt: the end of the answer and the reminder.
+_REMINDED = 280
 
 
 def start_judge(section: JudgeSection, *, flag: str = "--judge", disarm: bool = True) -> Judge:
@@ -29,7 +31,8 @@ def start_judge(section: JudgeSection, *, flag: str = "--judge", disarm: bool = 
     """
     if section.backend == "endpoint":
         return EndpointJudge(section, flag=flag, disarm=disarm)
-    return VllmJudge(start_llm(section.model, section.engine, flag=f"{flag}.model"), section, disarm=disarm)
+    llm = start_llm(section.model, section.engine, flag=f"{flag}.model")
+    return VllmJudge(llm, section, flag=flag, disarm=disarm)
 
 
 class VllmJudge:
@@ -37,17 +40,25 @@ class VllmJudge:
 
     Args:
         llm: a `vllm.LLM`.
+        flag: beginning of the command-line flags that errors name.
         disarm: whether spans that imitate the prompt or instruct the judge are taken out of conversation texts.
 
     Raises:
-        UserError: the verdict words can't be told apart in this model's vocabulary.
+        UserError: the verdict words can't be told apart in this model's vocabulary, or the engine can't hold a long prompt.
     """
 
-    def __init__(self, llm: Any, section: JudgeSection, *, disarm: bool = True) -> None:
+    def __init__(self, llm: Any, section: JudgeSection, *, flag: str = "--judge", disarm: bool = True) -> None:
         self.usage = Usage()
         self._llm, self._section = llm, section
         style, tokenizer = style_of(section), llm.get_tokenizer()
         self._prompts = {task: JudgePrompt(SPECS[task, style], style, tokenizer, disarm=disarm) for task in _TASKS}
+        written = max(section.reasoning.max_tokens, _REMINDED) if section.mode == "reasoning" else 1
+        needed = max(prompt.longest for prompt in self._prompts.values()) + written
+        if needed > section.engine.max_model_len:
+            raise UserError(
+                f"the judge's longest prompt and answer are {needed} tokens, its engine holds {section.engine.max_model_len}",
+                flag=f"{flag}.engine.max-model-len",
+            )
 
     def verdicts(self, task: Task, fields: Sequence[Mapping[str, str]]) -> list[Verdict]:
         """One verdict for each mapping of field names to texts, in order."""
@@ -77,7 +88,9 @@ class VllmJudge:
         section = self._section.reasoning
         answers = self._sample(prompts, section.votes, [section.seed] * len(prompts), count)
         for attempt in range(section.retries):
-            void = [(i, j) for i, votes in enumerate(answers) for j, a in enumerate(votes) if _vote(prompt.spec, a) is None]
+            void = [
+                (i, j) for i, votes in enumerate(answers) for j, a in enumerate(votes) if _vote(prompt.spec, a) is None
+            ]
             if not void:
                 break
             self.usage.reasked += len(void)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from wildreward_ray.cluster.judge_backends import Judge, Verdict, start_judge
+from wildreward_ray.cluster.judge_backends import Judge, Verdict
 from wildreward_ray.cluster.schema import JUDGED
 from wildreward_ray.cluster.session import ActorRequest
 from wildreward_ray.core.config.extract import RefusalSection
@@ -22,6 +22,7 @@ from wildreward_ray.core.config.judge import JudgeSection
 from wildreward_ray.feedback.refusal import is_refusal
 from wildreward_ray.feedback.split import assign
 from wildreward_ray.stages.chunks import pack, unpack
+from wildreward_ray.stages.judges import start_judge
 
 if TYPE_CHECKING:
     import ray.data

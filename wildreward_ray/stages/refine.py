@@ -23,7 +23,7 @@ from wildreward_ray.core.scale import NEUTRAL, training_label
 from wildreward_ray.feedback import hindsight
 from wildreward_ray.feedback.conversation import interaction_id
 from wildreward_ray.feedback.disarm import disarm
-from wildreward_ray.feedback.judge import REFUSAL_VERDICTS
+from wildreward_ray.feedback.judge import REFUSAL_VERDICTS, SPECS, clip, style_of
 from wildreward_ray.feedback.language import LanguageIdentifier
 from wildreward_ray.feedback.near_duplicates import MinHasher, exact_key
 from wildreward_ray.feedback.pii import PiiFinder
@@ -83,6 +83,9 @@ class RefineActor:
         self._embedder = Embedder(section.model, flag="--hindsight.model") if section.enabled else None
         quality = config.quality
         self._finder = PiiFinder(quality.pii_entities) if quality.pii != "keep" else None
+        # How much of a message after the reply the judge saw, in tokens.
+        fields = SPECS["feedback", style_of(config.judge)].fields
+        self._seen = next(budget for _, name, budget in fields if name == "feedback")
         self._hasher = MinHasher()
         self._identifier = LanguageIdentifier()
         self._limits = QualityLimits(
@@ -205,7 +208,7 @@ class RefineActor:
             "judge_logprobs": item.logprobs[turn],
             "judge_probs": item.probs[turn],
             "judged_by": item.judged_by[turn],
-            "masked": disarm(feedback)[1] > 0,
+            "masked": disarm(clip(feedback, self._seen))[1] > 0,
             "pii": sorted({kind for i in (reply - 1, reply, reply + 1) for kind in item.pii[i]}),
             "level": level,
             "level_probs": self._final_probs(item, turn, mined, origin),

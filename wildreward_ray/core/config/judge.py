@@ -43,7 +43,9 @@ class EndpointSection(Section):
         6, ge=0, description="how often a request is sent again after 408, 409, 429, 5xx or a lost connection"
     )
     max_backoff_s: float = Field(
-        30.0, gt=0, description="longest pause before a request is sent again, in seconds; a longer Retry-After is cut to it"
+        30.0,
+        gt=0,
+        description="longest pause before a request is sent again, in seconds; a longer Retry-After is cut to it",
     )
 
 
@@ -54,8 +56,18 @@ class ReasoningSection(Section):
     # arXiv 2602.08829 samples its judge at 0.5.
     temperature: float = Field(0.5, ge=0, le=2, description="sampling temperature of the answers")
     max_tokens: int = Field(512, ge=8, description="longest answer, in tokens; one that is cut off has no verdict")
-    retries: int = Field(1, ge=0, description="how often an answer without a verdict is asked for again, with a reminder")
-    seed: int | None = Field(0, ge=0, description="seed of the first answer, the next ones count on from it; null: random")
+    retries: int = Field(
+        1, ge=0, description="how often an answer without a verdict is asked for again, with a reminder"
+    )
+    seed: int | None = Field(
+        0, ge=0, description="seed of the first answer, the next ones count on from it; null: random"
+    )
+
+    @model_validator(mode="after")
+    def _differ(self) -> ReasoningSection:
+        if self.temperature == 0 and self.votes > 1:
+            raise ValueError(f"temperature 0 gives the same answer {self.votes} times: ask for 1 vote, or sample")
+        return self
 
 
 class JudgeSection(Section):
