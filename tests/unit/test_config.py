@@ -148,7 +148,7 @@ def test_broken_rule_names_value_rule_and_flag() -> None:
     assert "less than or equal to 1" in str(caught.value)
     with pytest.raises(UserError, match="6 levels: the judge's five levels fold into"):
         ExtractConfig.load(None, {**minimal(ExtractConfig), "levels": 6})
-    with pytest.raises(UserError, match="'emial' is no filter; known: email"):
+    with pytest.raises(UserError, match="'emial' is no filter; known: language"):
         ExtractConfig.load(None, {**minimal(ExtractConfig), "quality.rules": "[emial]"})
     with pytest.raises(UserError, match="not valid YAML") as caught:
         ExtractConfig.load(None, {**minimal(ExtractConfig), "limit": "[1,"})

@@ -17,11 +17,13 @@ class Verdict:
         logprobs: natural log-probabilities of the classes (5 of feedback, 2 or 3 of refusal); None where none could be had.
         failure: why not: `no_verdict_token` (no verdict among the likely tokens), `unparseable_verdict` (no answer ended in one).
         answers: what the judge wrote, in reasoning mode.
+        masked: spans of the fields that the judge was not shown, because they imitate a verdict or instruct it.
     """
 
     logprobs: list[float] | None
     failure: str | None = None
     answers: list[str] = field(default_factory=list)
+    masked: int = 0
 
 
 @dataclass(frozen=True, slots=True)

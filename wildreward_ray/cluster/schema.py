@@ -39,6 +39,7 @@ JUDGED = pa.schema(
         # Null for turns without a verdict; `failures` says why.
         pa.field("logprobs", pa.list_(pa.list_(pa.float64()))),
         pa.field("failures", pa.list_(pa.string())),
+        pa.field("masked", pa.list_(pa.bool_())),
         # Null for turns that weren't asked; turns that aren't suspect were asked to learn the verdicts' prior.
         pa.field("refusal_logprobs", pa.list_(pa.list_(pa.float64()))),
         pa.field("refusal_suspect", pa.list_(pa.bool_())),

@@ -28,15 +28,19 @@ _MAX_LANGUAGES = 10
 _MAX_EXAMPLES = 40
 
 _STEPS = {
+    "files": "Files of the input that can be read at all.",
     "read": "Records of the input that hold a conversation.",
     "feedback_turns": "Conversations in which the user wrote again after a reply.",
     "select": "Replies with a next message, up to the limit of the run.",
     "judge": "The judge reads the next message as feedback on the reply.",
+    "repeats": "Interactions that the logs hold more than once stay once.",
     "hindsight": "A neutral turn takes the level of a positive one soon after it on the same topic.",
     "refusal": "Short refusals are judged again: right to refuse, or not.",
-    "quality": "Requests that no text model can serve, and replies too short to judge, leave.",
+    "quality": "Personal data, other languages, requests that no text model can serve, and texts too short to judge leave.",
     "neutral": "Neutral turns say nothing about the reply and leave.",
     "confidence": "Labels whose side the judge is unsure of leave.",
+    "duplicates": "Of prompts that are nearly the same one stays, so that none is on both sides.",
+    "users": "Rows of a user beyond the most that one may have leave.",
     "split": "Users go wholly to the training or to the test side.",
 }
 _ORIGINS = {

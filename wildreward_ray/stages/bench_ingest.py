@@ -116,7 +116,7 @@ def random_verdicts(chunks: pa.Table, counter: Any) -> Iterator[pa.Table]:
             judged_here += n
             noise = draw.gumbel(size=(n, len(_SHARES))) + np.log(_SHARES)
             row |= {"logprobs": (noise - noise.max(axis=1, keepdims=True)).tolist(), "failures": [None] * n}
-            row |= {"refusal_logprobs": [None] * n, "refusal_suspect": [False] * n}
+            row |= {"refusal_logprobs": [None] * n, "refusal_suspect": [False] * n, "masked": [False] * n}
         rows.append({"kind": "judge", "counts": json.dumps({"judged": judged_here})})
         counter.add.remote(judged_here)
         yield pack(part, pa.Table.from_pylist(rows, schema=JUDGED))

@@ -65,8 +65,11 @@ class VllmJudge:
         if not fields:
             return []
         prompt, count = self._prompts[task], PrefixCacheCount()
-        masked = prompt.masked
-        prompts = [prompt.token_ids(f) for f in fields]
+        prompts, masked = [], []
+        for one in fields:
+            before = prompt.masked
+            prompts.append(prompt.token_ids(one))
+            masked.append(prompt.masked - before)
         if self._section.mode == "reasoning":
             found = self._reasoned(prompt, prompts, count)
         else:
@@ -76,8 +79,10 @@ class VllmJudge:
             prompt_tokens=count.prompt_tokens,
             cached_tokens=count.cached_tokens,
             output_tokens=count.output_tokens,
-            masked=prompt.masked - masked,
+            masked=sum(masked),
         )
+        for verdict, spans in zip(found, masked, strict=True):
+            verdict.masked = spans
         return found
 
     def prompt_text(self, task: Task) -> str:
@@ -135,11 +140,9 @@ class EndpointJudge:
     def verdicts(self, task: Task, fields: Sequence[Mapping[str, str]]) -> list[Verdict]:
         """One verdict for each mapping of field names to texts, in order. Must not be called from a running event loop."""
         prompt = self._prompts[task]
-        masked = prompt.masked
-        try:
-            return asyncio.run(self._all(prompt, fields)) if fields else []
-        finally:
-            self.usage.masked += prompt.masked - masked
+        found = asyncio.run(self._all(prompt, fields)) if fields else []
+        self.usage.masked += sum(verdict.masked for verdict in found)
+        return found
 
     def prompt_text(self, task: Task) -> str:
         """The prompt as text, `{fields}` standing for the case to judge."""
@@ -157,26 +160,33 @@ class EndpointJudge:
         return [task.result() for task in tasks]
 
     async def _likelihood(self, client: EndpointClient, prompt: TextPrompt, fields: Mapping[str, str]) -> Verdict:
+        before = prompt.masked
         if self._style == "completion":
-            found = await client.complete(prompt.text(fields), max_tokens=1, temperature=0, logprobs=TOP_LOGPROBS)
+            text = prompt.text(fields)
+            masked = prompt.masked - before
+            found = await client.complete(text, max_tokens=1, temperature=0, logprobs=TOP_LOGPROBS)
         else:
-            found = await client.chat(
-                prompt.messages(fields), max_tokens=1, temperature=0, logprobs=True, top_logprobs=TOP_LOGPROBS
-            )
+            messages = prompt.messages(fields)
+            masked = prompt.masked - before
+            found = await client.chat(messages, max_tokens=1, temperature=0, logprobs=True, top_logprobs=TOP_LOGPROBS)
         listed = listed_logprobs(found.tokens, prompt.spec.verdicts)
         if listed is None:
-            return Verdict(None, "no_verdict_token")
+            return Verdict(None, "no_verdict_token", masked=masked)
         self.usage.censored += listed.censored
-        return Verdict(listed.logprobs)
+        return Verdict(listed.logprobs, masked=masked)
 
     async def _reasoned(self, client: EndpointClient, prompt: TextPrompt, fields: Mapping[str, str]) -> Verdict:
+        before = prompt.masked
         messages = prompt.messages(fields)
+        masked = prompt.masked - before
         async with asyncio.TaskGroup() as group:
             votes = [
                 group.create_task(self._answer(client, prompt, messages, vote))
                 for vote in range(self._section.reasoning.votes)
             ]
-        return _tally(prompt.spec, [vote.result() for vote in votes], self.usage)
+        verdict = _tally(prompt.spec, [vote.result() for vote in votes], self.usage)
+        verdict.masked = masked
+        return verdict
 
     async def _answer(
         self, client: EndpointClient, prompt: TextPrompt, messages: list[dict[str, str]], vote: int

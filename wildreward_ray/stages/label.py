@@ -62,10 +62,11 @@ def judge_rows(judge: Judge, rows: list[dict[str, Any]], refusal: RefusalSection
         if row["kind"] == "conversation":
             n = len(row["turns"])
             row |= {"logprobs": [None] * n, "failures": [None] * n, "refusal_logprobs": [None] * n}
-            row["refusal_suspect"] = [False] * n
+            row |= {"refusal_suspect": [False] * n, "masked": [False] * n}
     verdicts = judge.verdicts("feedback", [fields for _, _, fields in turns])
     for (row, i, _), verdict in zip(turns, verdicts, strict=True):
         row["logprobs"][i], row["failures"][i] = verdict.logprobs, verdict.failure
+        row["masked"][i] = verdict.masked > 0
     refusals = _validate_refusals(judge, turns, refusal) if refusal.enabled else {}
     used = {name: value - before[name] for name, value in asdict(judge.usage).items()}
     failed = count_failures(verdicts)

@@ -22,8 +22,7 @@ from wildreward_ray.core.config.extract import ExtractConfig, HindsightSection
 from wildreward_ray.core.scale import NEUTRAL, training_label
 from wildreward_ray.feedback import hindsight
 from wildreward_ray.feedback.conversation import interaction_id
-from wildreward_ray.feedback.disarm import disarm
-from wildreward_ray.feedback.judge import REFUSAL_VERDICTS, SPECS, clip, style_of
+from wildreward_ray.feedback.judge import REFUSAL_VERDICTS
 from wildreward_ray.feedback.language import LanguageIdentifier
 from wildreward_ray.feedback.near_duplicates import MinHasher, exact_key
 from wildreward_ray.feedback.pii import PiiFinder
@@ -83,9 +82,6 @@ class RefineActor:
         self._embedder = Embedder(section.model, flag="--hindsight.model") if section.enabled else None
         quality = config.quality
         self._finder = PiiFinder(quality.pii_entities) if quality.pii != "keep" else None
-        # How much of a message after the reply the judge saw, in tokens.
-        fields = SPECS["feedback", style_of(config.judge)].fields
-        self._seen = next(budget for _, name, budget in fields if name == "feedback")
         self._hasher = MinHasher()
         self._identifier = LanguageIdentifier()
         self._limits = QualityLimits(
@@ -194,7 +190,6 @@ class RefineActor:
         conversation = row["conversation_id"]
         level, origin, verdict = self._final_level(item, turn, mined)
         prompt = messages[reply - 1]["content"]
-        feedback = messages[reply + 1]["content"]
         out = {
             **{name: row[name] for name in _CARRIED},
             "interaction_id": interaction_id(conversation, reply),
@@ -203,12 +198,12 @@ class RefineActor:
             "history_length": reply - 1,
             "prompt": prompt,
             "response": messages[reply]["content"],
-            "feedback": feedback,
+            "feedback": messages[reply + 1]["content"],
             "judge_level": item.levels[turn],
             "judge_logprobs": item.logprobs[turn],
             "judge_probs": item.probs[turn],
             "judged_by": item.judged_by[turn],
-            "masked": disarm(clip(feedback, self._seen))[1] > 0,
+            "masked": row["masked"][turn],
             "pii": sorted({kind for i in (reply - 1, reply, reply + 1) for kind in item.pii[i]}),
             "level": level,
             "level_probs": self._final_probs(item, turn, mined, origin),
