@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import ray
 from ray.cluster_utils import Cluster
 
 from wildreward_ray.cli import run_stage
@@ -20,7 +21,7 @@ from wildreward_ray.cli import run_stage
 _PARTS = 4
 
 
-def main() -> int:
+def main() -> None:
     output = Path(sys.argv[1])
     command = json.loads(os.environ["WILDREWARD_TEST_COMMAND"])
     # The judge asks for two CPUs, so it can only be on the second node.
@@ -29,21 +30,22 @@ def main() -> int:
     cluster.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = cluster.address
     judged = output / "_unfinished" / "judged"
-
-    def lose() -> None:
-        while len(list(judged.glob("*.parquet"))) < _PARTS:
-            time.sleep(0.05)
-        cluster.remove_node(doomed, allow_graceful=False)
-        print("the node with the judge is gone", flush=True)
-        time.sleep(1.0)
-        cluster.add_node(num_cpus=3)
-
-    threading.Thread(target=lose, daemon=True).start()
-    try:
-        return run_stage("extract", command)
-    finally:
-        cluster.shutdown()
+    codes: list[int] = []
+    run = threading.Thread(target=lambda: codes.append(run_stage("extract", command)), daemon=True)
+    run.start()
+    # Ray starts nodes from the main thread only, so the extraction runs in another.
+    while run.is_alive() and len(list(judged.glob("*.parquet"))) < _PARTS:
+        time.sleep(0.05)
+    cluster.remove_node(doomed, allow_graceful=False)
+    print("the node with the judge is gone", flush=True)
+    cluster.add_node(num_cpus=3)
+    run.join()
+    print(f"the extraction ended with {codes}", flush=True)
+    # A driver that is still joined dies with its cluster.
+    ray.shutdown()
+    cluster.shutdown()
+    os._exit(codes[0] if codes else 1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

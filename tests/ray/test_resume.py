@@ -116,6 +116,58 @@ def test_other_settings_are_refused_by_name_and_more_actors_are_not(
     assert_same_rows(tmp_path / "out", undisturbed)
 
 
+def judge_processes(session: int) -> list[int]:
+    """Processes of judge actors that a command of this session started."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            name = (folder / "cmdline").read_bytes()
+            if b"JudgeActor" in name and os.getsid(int(folder.name)) == session:
+                found.append(int(folder.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+@pytest.mark.engine
+def test_a_judge_that_dies_with_its_engine_is_started_again_and_no_row_differs(
+    sample: str, tiny_policy: str, tmp_path: Path
+) -> None:
+    command = ["extract", "--input", sample, "--judge.batch-size", str(CHUNK), "--judge.model", tiny_policy]
+    command += ["--judge.engine.dtype", "float32", "--hindsight.enabled", "false"]
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
+    finished = wildreward(*command, "--output", str(undisturbed))
+    assert finished.returncode == 0, finished.stderr
+    process = subprocess.Popen(
+        [*COMMAND, *command, "--output", str(output)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    judged = output / "_unfinished" / "judged"
+    deadline = time.monotonic() + 120
+    while len(list(judged.glob("*.parquet"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    victims = judge_processes(os.getsid(process.pid))
+    assert victims
+    os.kill(victims[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    want = {row["interaction_id"]: row for row in rows_of(undisturbed / "feedback")}
+    found = {row["interaction_id"]: row for row in rows_of(output / "feedback")}
+    assert found.keys() == want.keys()
+    assert len(found) == len(rows_of(output / "feedback"))
+    for name, row in found.items():
+        # The order in which an engine meets prompts leaves its traces in the last bits.
+        gap = max(abs(a - b) for a, b in zip(row["judge_logprobs"], want[name]["judge_logprobs"], strict=True))
+        assert gap < 1e-3, name
+    same = [name for name in found if found[name]["level"] == want[name]["level"]]
+    assert len(same) >= len(found) - 2
+
+
 def test_a_lost_node_takes_no_row_with_it(server: JudgeServer, sample: str, undisturbed: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     server.asked.clear()

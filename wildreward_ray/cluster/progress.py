@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _INTERVAL_S = 10.0
 
@@ -40,7 +41,9 @@ class Progress:
         self._stage, self._unit, self._total = stage, unit, total
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._report, daemon=True, name=f"progress-{stage}")
-        self.counter: Any = _Counter.remote()  # type: ignore[attr-defined]
+        # Beside the driver: a node that is lost must not take the count, and with it the stage, along.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.counter: Any = _Counter.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
     def __enter__(self) -> Progress:
         self._start = time.monotonic()
