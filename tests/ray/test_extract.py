@@ -54,7 +54,10 @@ def test_every_row_is_accounted_for_from_the_logs_to_the_dataset(extracted: Path
     assert steps["split"]["rows_out"] == len(kept)
     assert steps["split"]["notes"] == {split: len(rows) for split, rows in sides.items()}
     lost = Counter(row["drop_reason"] for row in feedback if row["drop_reason"] is not None)
-    assert lost == sum((Counter(steps[name]["dropped"]) for name in ("quality", "neutral", "confidence")), Counter())
+    assert lost == sum(
+        (Counter(steps[name]["dropped"]) for name in ("quality", "neutral", "confidence", "duplicates", "users")),
+        Counter(),
+    )
 
 
 def test_the_judge_tells_follow_ups_apart(extracted: Path) -> None:
@@ -138,7 +141,6 @@ def test_what_can_not_be_read_is_quarantined_with_its_reason_and_the_rest_is_use
     assert found == {
         ("bad_rows.parquet", "unknown_role"): 1,
         ("bad_rows.parquet", "no_messages"): 2,
-        ("parts.parquet", "content_not_text"): 1,
         ("cut.json", "content_not_text"): 1,
         ("cut.json", "no_messages"): 1,
         ("cut.json", "truncated_json"): 1,
@@ -147,10 +149,10 @@ def test_what_can_not_be_read_is_quarantined_with_its_reason_and_the_rest_is_use
     manifest = json_of(output / "manifest.json")
     assert_connected(manifest["funnel"])
     steps = {step["name"]: step for step in manifest["funnel"]}
-    # 3 + 2 good conversations of one interaction each, and 7 records that can't be used.
-    assert (steps["read"]["rows_in"], steps["read"]["rows_out"]) == (12, 5)
+    # 3 + 1 + 2 good conversations of one interaction each, and 6 records that can't be used.
+    assert (steps["read"]["rows_in"], steps["read"]["rows_out"]) == (12, 6)
     assert sum(steps["read"]["dropped"].values()) == len(rows_of(output / "quarantine"))
-    assert {r["interaction_id"] for r in rows_of(output / "feedback")} == {f"good{i}:1" for i in range(5)}
+    assert {r["interaction_id"] for r in rows_of(output / "feedback")} == {f"good{i}:1" for i in range(6)}
 
 
 _TALK = (
@@ -179,7 +181,7 @@ def _wildchat_with_bad_rows(folder: Path) -> str:
 
 def _wildchat_of_parts(folder: Path) -> str:
     parts = [{"role": r, "content": [c]} for r, c in _TALK]
-    table = pa.Table.from_pylist([{"conversation_hash": "bad3", "conversation": parts}])
+    table = pa.Table.from_pylist([{"conversation_hash": "good5", "conversation": parts}])
     pq.write_table(table, folder / "parts.parquet")
     return str(folder / "parts.parquet")
 

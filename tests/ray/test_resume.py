@@ -53,7 +53,12 @@ def assert_same_rows(output: str | Path, expected: Path, read: Callable[..., lis
 def kill_when(command: list[str], ready: Callable[[], bool]) -> None:
     """Start a command and kill all its processes as soon as `ready`."""
     process = subprocess.Popen(
-        [*COMMAND, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(), cwd=ROOT, start_new_session=True
+        [*COMMAND, *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        cwd=ROOT,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not ready() and process.poll() is None and time.monotonic() < deadline:
@@ -81,16 +86,20 @@ def test_a_driver_killed_again_and_again_loses_nothing_and_judges_little_twice(
     assert_same_rows(output, undisturbed)
     assert_connected(json_of(output / "manifest.json")["funnel"])
     assert json_of(output / "manifest.json")["resumed"] is True
-    assert {item.name for item in output.iterdir()} == {"README.md", "dataset", "feedback", "manifest.json", "quarantine"}
+    assert {item.name for item in output.iterdir()} == {
+        "README.md",
+        "dataset",
+        "feedback",
+        "manifest.json",
+        "quarantine",
+    }
     # After the judging was over nothing is asked; before, a kill costs at most the chunks that were at work.
     assert len(server.asked) == prompts
     twice = sum(n - 1 for n in server.asked.values())
     assert twice <= 0.25 * prompts, f"{twice} of {prompts} prompts were asked again"
 
 
-def test_the_same_command_after_the_end_has_nothing_to_do(
-    server: JudgeServer, sample: str, undisturbed: Path
-) -> None:
+def test_the_same_command_after_the_end_has_nothing_to_do(server: JudgeServer, sample: str, undisturbed: Path) -> None:
     before = {f: f.stat().st_mtime_ns for f in undisturbed.rglob("*") if f.is_file()}
     server.asked.clear()
     again = wildreward(*flags(server, sample, str(undisturbed)))

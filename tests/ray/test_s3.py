@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tests.ray.helpers import assert_connected, rows_of, wildreward
@@ -51,7 +48,15 @@ def download(s3: S3Server, bucket: str, prefix: str, folder: Path) -> Path:
 
 
 def extract(s3: S3Server, server: JudgeServer, bucket: str, *more: str) -> Any:
-    command = ["extract", "--input", f"s3://{bucket}/logs", "--output", f"s3://{bucket}/out", "--judge.batch-size", "16"]
+    command = [
+        "extract",
+        "--input",
+        f"s3://{bucket}/logs",
+        "--output",
+        f"s3://{bucket}/out",
+        "--judge.batch-size",
+        "16",
+    ]
     return wildreward(*command, "--hindsight.enabled", "false", *judge_flags(server), *more, env=s3.environment)
 
 

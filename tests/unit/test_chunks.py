@@ -44,7 +44,10 @@ def test_file_that_is_no_part_says_nothing() -> None:
 
 
 def test_packed_table_comes_out_as_it_went_in_however_chunks_are_put_together() -> None:
-    tables = [pa.table({"a": [1, 2], "b": ["x", None]}), pa.table({"a": pa.array([], pa.int64()), "b": pa.array([], pa.string())})]
+    tables = [
+        pa.table({"a": [1, 2], "b": ["x", None]}),
+        pa.table({"a": pa.array([], pa.int64()), "b": pa.array([], pa.string())}),
+    ]
     chunks = pa.concat_tables([pack(f"p{i}", t) for i, t in enumerate(tables)])
     assert [(name, table.to_pydict()) for name, table in unpack(chunks)] == [
         (f"p{i}", t.to_pydict()) for i, t in enumerate(tables)

@@ -18,7 +18,9 @@ from wildreward_ray.stages.decide import decide
 Row = dict[str, Any]
 
 
-def row(name: str, *, bands: list[int], user: str | None = None, split: str | None = "train", key: int | None = None) -> Row:
+def row(
+    name: str, *, bands: list[int], user: str | None = None, split: str | None = "train", key: int | None = None
+) -> Row:
     return {
         "interaction_id": name,
         "user_id": user,
@@ -65,7 +67,11 @@ def test_repeated_row_leaves_no_trace_and_another_drop_keeps_its_reason(tmp_path
     made = parts(tmp_path, [row("a", bands=[1]), row("a", bands=[1]), row("b", bands=[2])])[0]
     name = made["part"][0].as_py()
     drops = pa.table(
-        {"part": [name] * 3, "row": pa.array([1, 1, 2], pa.int32()), "reason": ["over_user_cap", "repeated", "duplicate_prompt"]}
+        {
+            "part": [name] * 3,
+            "row": pa.array([1, 1, 2], pa.int32()),
+            "reason": ["over_user_cap", "repeated", "duplicate_prompt"],
+        }
     )
     left = apply_drops(made, drops).to_pylist()
     assert [(r["interaction_id"], r["drop_reason"], r["split"], r["label"]) for r in left] == [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from wildreward_ray.cluster.schema import FEEDBACK, JUDGED, QUARANTINE
+from wildreward_ray.cluster.schema import FEEDBACK, JUDGED
 from wildreward_ray.cluster.storage import UNFINISHED, locate
 from wildreward_ray.core.manifest import FunnelStep, Manifest
 from wildreward_ray.stages import funnel

@@ -40,7 +40,9 @@ def parse(uri: str) -> tuple[str, str, Options]:
     if not parts.netloc:
         raise ValueError("the URI names no bucket")
     # pyarrow's constructor, unlike boto3, doesn't look at these.
-    endpoint = options.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL"))
+    endpoint = options.get("endpoint_override") or os.environ.get(
+        "AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")
+    )
     region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint:
         options["endpoint_override"] = endpoint

@@ -84,9 +84,7 @@ def _passes(config: BenchConfig, plan: ingest.Plan, folder: str) -> dict[str, An
             limit=config.limit,
         )
     with _timed(seconds, "survey"):
-        corpus = judged.survey(
-            work.child("judged"), settings.judge, work.child("quarantine.parquet"), plan.unreadable
-        )
+        corpus = judged.survey(work.child("judged"), settings.judge, work.child("quarantine.parquet"), plan.unreadable)
     with _timed(seconds, "refine"):
         refine.refine(settings, corpus.priors, None, work, stamps[1])
     with _timed(seconds, "decide"):

@@ -140,9 +140,7 @@ def _survey(
     work = artifact.work
     quarantine = work.child("quarantine")
     quarantine.fs.create_dir(quarantine.path, recursive=True)
-    corpus = judged.survey(
-        work.child("judged"), config.judge, quarantine.child("quarantine.parquet"), plan.unreadable
-    )
+    corpus = judged.survey(work.child("judged"), config.judge, quarantine.child("quarantine.parquet"), plan.unreadable)
     if not config.cascade.enabled:
         return corpus, None
     target = work.child("second")

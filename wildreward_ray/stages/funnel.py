@@ -53,7 +53,11 @@ _REFINED_LATER = ("neutral", "unsure", "duplicate_prompt", "near_duplicate_promp
 
 
 def funnel(
-    files: Counter[str], summary: Counter[str], judge: Counter[str], drops: Counter[str], feedback: dict[str, Counter[Any]]
+    files: Counter[str],
+    summary: Counter[str],
+    judge: Counter[str],
+    drops: Counter[str],
+    feedback: dict[str, Counter[Any]],
 ) -> list[FunnelStep]:
     """The steps from files to rows of the dataset, counted from what was written.
 

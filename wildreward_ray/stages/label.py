@@ -112,7 +112,9 @@ def resources(section: JudgeSection, flag: str = "--judge") -> ActorRequest:
     return ActorRequest("judge", section.replicas[0], section.num_cpus, gpus_of(section), f"{flag}.num-cpus")
 
 
-def judge(chunks: ray.data.Dataset, section: JudgeSection, *, refusal: RefusalSection, counter: Any) -> ray.data.Dataset:
+def judge(
+    chunks: ray.data.Dataset, section: JudgeSection, *, refusal: RefusalSection, counter: Any
+) -> ray.data.Dataset:
     """A streaming dataset of `CHUNKS` of `JUDGED` rows."""
     return chunks.map_batches(
         JudgeActor,

@@ -73,12 +73,19 @@ class RefusalSection(Section):
 class CascadeSection(Section):
     """A second, larger judge for what the first one is unsure of."""
 
-    enabled: bool = Field(False, description="ask the second judge about interactions whose entropy is above the threshold")
+    enabled: bool = Field(
+        False, description="ask the second judge about interactions whose entropy is above the threshold"
+    )
     entropy: float = Field(
-        1.0, ge=0, description="entropy of the first judge's five probabilities, in nats (at most 1.61), from which the second is asked"
+        1.0,
+        ge=0,
+        description="entropy of the first judge's five probabilities, in nats (at most 1.61), from which the second is asked",
     )
     audit_share: float = Field(
-        0.02, ge=0, le=1, description="share of the other interactions it is asked about too, to measure how often the two agree there"
+        0.02,
+        ge=0,
+        le=1,
+        description="share of the other interactions it is asked about too, to measure how often the two agree there",
     )
     judge: JudgeSection = Field(
         default_factory=lambda: JudgeSection(prompt_style="chat", prior="none"), description="the second judge"
@@ -128,7 +135,9 @@ class QualitySection(Section):
         description="near-duplicate prompts. drop: keep one of each group; leaks: drop only those of train that are in test as "
         "well; keep: leave them, the split then leaks",
     )
-    max_per_user: int | None = Field(None, ge=1, description="most rows one user may have in the dataset; default: no limit")
+    max_per_user: int | None = Field(
+        None, ge=1, description="most rows one user may have in the dataset; default: no limit"
+    )
 
     @field_validator("rules")
     @classmethod
@@ -144,7 +153,9 @@ class QualitySection(Section):
     def _findable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if name not in PII_ENTITIES:
-                raise ValueError(f"{name!r} is no kind of personal data that is looked for; known: {', '.join(PII_ENTITIES)}")
+                raise ValueError(
+                    f"{name!r} is no kind of personal data that is looked for; known: {', '.join(PII_ENTITIES)}"
+                )
         return value
 
 
@@ -166,7 +177,8 @@ class ExtractConfig(Section):
         None, ge=1, description="use at most this many interactions (replies with a next user message)"
     )
     overwrite: bool = Field(
-        False, description="replace a dataset, whole or unfinished, that stands at the output and was made with other settings"
+        False,
+        description="replace a dataset, whole or unfinished, that stands at the output and was made with other settings",
     )
     levels: int = Field(4, description="ordered training levels that judge levels are folded into (2..5)")
     judge: JudgeSection = Field(default_factory=JudgeSection)
