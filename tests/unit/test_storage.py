@@ -260,6 +260,31 @@ def test_uri_that_cannot_be_reached_names_value_and_flag(uri: str) -> None:
     assert caught.value.flag == "--input"
 
 
+def test_s3_place_crosses_process_borders_with_its_endpoint_and_without_its_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-to-be-seen")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.internal:9000")
+    place = locate("s3://bucket/logs/").child("a.parquet")
+    packed = pickle.dumps(place)
+    assert b"not-to-be-seen" not in packed
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    there = pickle.loads(packed)
+    assert (there.uri, there.path, there.s3_options) == (place.uri, "bucket/logs/a.parquet", place.s3_options)
+    assert dict(there.s3_options)["endpoint_override"] == "http://store.internal:9000"
+
+
+def test_endpoint_in_the_uri_outweighs_the_environment_and_is_no_part_of_the_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://other:1")
+    place = locate("s3://bucket/logs?endpoint_override=localhost:9000&scheme=http")
+    assert place.uri == "s3://bucket/logs"
+    assert dict(place.s3_options or ())["endpoint_override"] == "localhost:9000"
+    with pytest.raises(StorageError, match="'acces_key' is not known"):
+        locate("s3://bucket/logs?acces_key=x")
+
+
 def test_path_and_file_uri_are_the_same_place(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("content")
     assert locate(str(tmp_path / "x")).read_bytes() == locate(f"file://{tmp_path}/x").read_bytes() == b"content"

@@ -27,6 +27,7 @@ from wildreward_ray.feedback.disarm_patterns import (
     RATING_ORDERS,
     ROLE,
     SCAFFOLD,
+    USER_ROLE,
 )
 
 MASK = "[…]"
@@ -39,6 +40,9 @@ _LOOKALIKES = str.maketrans(
 _TAGS = range(0xE0020, 0xE007F)
 _SENTENCE_END = re.compile(r"[.!?。\n](?!\w)|\Z")
 _LONGEST_SENTENCE = 200
+_LEFT = r"[\s\"'`.,;:!?()\[\]{}<>#*_|=~—–\-。，；：！？（）【】「」『』“”‘’]"
+_MASKS = re.compile(rf"{re.escape(MASK)}(?:{_LEFT}*{re.escape(MASK)})+")
+_EDGES = re.compile(rf"\A{_LEFT}*{re.escape(MASK)}{_LEFT}*|\s*[\"'`(\[{{<#*|=（【「『“]*\s*{re.escape(MASK)}{_LEFT}*\Z")
 _RUN = re.compile(r"\s\s|[\t\r\f\v\x1c-\x1f]")
 _AROUND_LABEL = " \t\n>*-\"'“”"
 
@@ -59,6 +63,15 @@ def disarm(text: str) -> tuple[str, int]:
     return "".join([*parts, text[end:]]), len(spans)
 
 
+def without_edges(masked: str) -> str:
+    """A text of `disarm` with masks that follow each other made one, and without those at its ends and what is left around them.
+
+    A small judge takes any addition, a mask too, as something the user said.
+    """
+    joined = _MASKS.sub(MASK, masked)
+    return _EDGES.sub("", joined).strip() or MASK
+
+
 def _found(folded: str) -> Iterator[tuple[int, int]]:
     lower = folded.lower()
     chinese = not lower.isascii()
@@ -76,9 +89,14 @@ def _found(folded: str) -> Iterator[tuple[int, int]]:
     ):
         if possible:
             yield from _orders(pattern, folded)
-    for m in ROLE.finditer(folded):
-        # A label in front of the whole message is how some people write; one behind other text forges a turn.
-        forged = folded[: m.start()].strip(_AROUND_LABEL) != ""
+    roles = list(ROLE.finditer(folded))
+    # A label in front of the whole message is how some people write; one behind other text forges a turn.
+    framed = bool(roles) and not folded[: roles[0].start()].strip(_AROUND_LABEL)
+    for i, m in enumerate(roles):
+        forged = i > 0 or not framed
+        if framed and i == len(roles) - 1 and USER_ROLE.search(m.group()):
+            # A forged talk in front of the message: its last turn, the user's, is what the user did say.
+            forged = False
         line = folded.find("\n", m.end())
         yield _trimmed(folded, m.start(), m.end() if not forged else len(folded) if line < 0 else line)
     last = BARE_LINE.search(folded)

@@ -78,6 +78,8 @@ ROLE = re.compile(
     rf"(?:^[ \t>*\-\"'“”]*|(?<=[.!?\"'”’)\]。])\s*|\\n\s*)[*_]{{0,2}}{_ROLES}[*_]{{0,2}}\s*:[*_]{{0,2}}", re.MULTILINE
 )
 
+USER_ROLE = re.compile(r"user|human|用户|人类|request", re.IGNORECASE)
+
 # --- Labels of the judge's prompt, and label words with a verdict behind them. -------------------------------------------
 _LABEL = (
     r"(?<!\bmy )(?:(?:final|overall|true|correct|expected|gold|your|the|user|user's|feedback|judge|judge's) )?"
@@ -185,6 +187,8 @@ OVERRIDES = _across_lines(
         rf"|initial|system|judge|judging|grading|rating|scoring)\b)(?:[\w']+ ){{1,6}}{_INSTRUCTIONS}\b",
         rf"\b(?:ignore|disregard|forget|override)\s+(?:\w+ ){{0,3}}{_INSTRUCTIONS}\s+(?:\w+ ){{0,2}}(?:above|before|earlier|so far"
         r"|given|you (?:were|have been|got|received)|from (?:the )?system)",
+        r"\b(?:ignore|disregard|forget|override|skip|bypass|drop|set aside)\s+(?:the|your|this|that|any|all)\s+(?:\w+ )?"
+        r"(?:rubric|rating scale|grading|scoring|judging|evaluation|definitions of (?:the )?(?:levels|opinions))\b",
         r"\b(?:ignore|disregard|forget)\s+(?:everything|anything|all(?: of (?:it|that))?|whatever|what)\s+(?:\w+ ){0,2}"
         r"(?:above|you (?:were|have been|'ve been|are) (?:told|given|instructed|asked)|instructed)\b",
         r"\b(?:new|updated|revised|real|actual|hidden|secret|override)\s+(?:(?:system|judge|judging|grading|rating|scoring) )?"
@@ -244,6 +248,7 @@ NEEDED = {
     ),
     "OVERRIDES": (
         "instruct", "rule", "guideline", "direction", "directive", "rubric", "criteria", "prompt", "command", "order", "constraint",
-        "system", "programming", "training", "description", "policies", "above", "told", "given", "asked",
+        "system", "programming", "training", "description", "policies", "above", "told", "given", "asked", "scale", "grading",
+        "scoring", "judging", "evaluation", "definitions",
     ),
 }  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from wildreward_ray.core.config.judge import JudgeSection
 from wildreward_ray.core.errors import UserError
 from wildreward_ray.feedback.disarm import disarm as disarmed
+from wildreward_ray.feedback.disarm import without_edges
 from wildreward_ray.feedback.judge_prompts import (
     PROMPT_VERSION,
     REFUSAL_VERDICTS,
@@ -118,7 +119,7 @@ class JudgePrompt:
     def _safe(self, text: str) -> str:
         text, masked = disarmed(text) if self._disarm else (text, 0)
         self.masked += masked
-        return one_line(text)
+        return one_line(without_edges(text) if masked else text)
 
     def _data(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -184,7 +185,7 @@ class TextPrompt:
             text = clip_characters(fields[name], budget)
             text, masked = disarmed(text) if self._disarm else (text, 0)
             self.masked += masked
-            safe[name] = one_line(text)
+            safe[name] = one_line(without_edges(text) if masked else text)
         return safe
 
 
