@@ -6,6 +6,7 @@ import errno
 import json
 import pickle
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ def test_unfinished_run_is_replaced_without_being_asked(tmp_path: Path) -> None:
     assert files_below(tmp_path / "out") == {MANIFEST}
 
 
-def begin(output: Path, state: dict[str, object], *, overwrite: bool = False) -> bool:
+def begin(output: Path, state: Mapping[str, object], *, overwrite: bool = False) -> bool:
     """Begin a run that can be resumed and leave it unfinished; whether it went on with an earlier one."""
     with open_artifact(str(output), overwrite=overwrite, state=state) as artifact:
         (Path(artifact.work.path) / "done.txt").write_text("work")
