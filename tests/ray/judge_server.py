@@ -26,9 +26,13 @@ class JudgeServer:
     Attributes:
         pause_s: how long each answer takes.
         asked: how often each prompt came, by its hash.
+        answers: how many requests are answered; from then on the connection is closed.
+        status: what is answered.
     """
 
     pause_s: float = 0.0
+    answers: int = 1_000_000
+    status: int = 200
     asked: Counter[str] = field(default_factory=Counter)
     url: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -76,7 +80,10 @@ def judge_server(pause_s: float = 0.0) -> Iterator[JudgeServer]:
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             body = json.dumps(state.answer(asked)).encode()
-            self.send_response(200)
+            if sum(state.asked.values()) > state.answers:
+                self.close_connection = True
+                return
+            self.send_response(state.status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(body)))
             self.end_headers()

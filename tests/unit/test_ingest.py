@@ -124,9 +124,12 @@ def test_a_file_that_cannot_be_read_is_put_aside_by_name_and_stops_a_strict_run(
     assert "broken.parquet" in str(caught.value)
 
 
-def test_input_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
+def test_input_of_which_nothing_can_be_read_is_an_error_that_names_a_file(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(StorageError, match="no input file can be read") as caught:
+    with pytest.raises(UnreadableFileError, match=r"empty\.jsonl"):
+        ingest.plan([str(tmp_path)], "auto", strict=False)
+    (tmp_path / "void.jsonl").touch()
+    with pytest.raises(StorageError, match=r"none of 2 input files can be read; the first: .*empty\.jsonl") as caught:
         ingest.plan([str(tmp_path)], "auto", strict=False)
     assert caught.value.flag == "--input"
 

@@ -21,7 +21,7 @@ import ray
 
 from wildreward_ray.cluster.reward_client import RewardClient
 from wildreward_ray.cluster.session import start_ray
-from wildreward_ray.cluster.storage import locate
+from wildreward_ray.cluster.storage import locate, remove
 from wildreward_ray.core.config.demo import DemoConfig
 from wildreward_ray.core.config.extract import ExtractConfig
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
@@ -80,6 +80,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
 
 
 def _extract(out: Path) -> dict[str, Any]:
+    # A demo shows the loop turning, so what an earlier one made is made again.
+    remove(locate(str(out / "dataset")))
     with resources.as_file(resources.files("wildreward_ray") / "sample") as sample:
         settings = {
             "input": [str(sample / "conversations.parquet")],

@@ -53,11 +53,12 @@ def run(config: ExtractConfig) -> ExtractResult:
     settings = config.model_dump(mode="json")
     if is_done(config.output, settings, OPERATIONAL):
         whole = read_manifest(config.output, kind="feedback", flag="--output")
-        if whole.get("input_digest") == plan.digest():
+        differing = [name for name, same in _unchanged(whole, plan).items() if not same]
+        if not differing:
             return ExtractResult(config.output, whole, fresh=False)
         if not config.overwrite:
             raise StorageError(
-                f"{config.output!r} was made when the input had other files or sizes",
+                f"{config.output!r} was made with other {' and '.join(differing)}",
                 flag="--overwrite",
                 hint="give another --output, or replace it with",
             )
@@ -81,6 +82,14 @@ def run(config: ExtractConfig) -> ExtractResult:
     return ExtractResult(config.output, manifest.model_dump())
 
 
+def _unchanged(whole: dict[str, Any], plan: ingest.Plan) -> dict[str, bool]:
+    """What a manifest was made from besides settings, and whether it is the same today."""
+    return {
+        "input files or sizes": whole.get("input_digest") == plan.digest(),
+        "prompts of the judge": whole.get("judge", {}).get("prompt_version") == PROMPT_VERSION,
+    }
+
+
 def _check(config: ExtractConfig) -> None:
     """Raise before any engine starts where the cluster can't hold one of the passes."""
     check_resources([label.resources(config.judge)])
@@ -91,7 +100,9 @@ def _check(config: ExtractConfig) -> None:
 
 def _judge(config: ExtractConfig, artifact: Artifact, plan: ingest.Plan) -> None:
     """The expensive pass: raw verdicts of every turn, to `judged/`."""
-    target = artifact.work.child("judged")
+    target, finished = artifact.work.child("judged"), artifact.work.child("judged.done")
+    if finished.info().is_file:
+        return  # and no engine is started to find that out
     names = list_parts(target)
     if names:
         print(f"going on with an unfinished run: {len(names)} chunks are judged", file=sys.stderr)
@@ -101,6 +112,7 @@ def _judge(config: ExtractConfig, artifact: Artifact, plan: ingest.Plan) -> None
             return label.judge(chunks, config.judge, refusal=config.refusal, counter=progress.counter)
 
         judge_parts(plan.shards, target, judge, size=config.judge.batch_size, limit=config.limit)
+    finished.write_bytes(b"")
 
 
 def judge_parts(

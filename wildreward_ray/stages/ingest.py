@@ -69,10 +69,11 @@ def plan(inputs: Sequence[str], format: str, *, strict: bool) -> Plan:
         strict: whether a file that can't be read is an error.
 
     Raises:
-        StorageError: an input that is missing or can't be reached, or no file at all that can be read.
-        UnreadableFileError: a file that can't be read, or is of another format, if `strict`.
+        StorageError: an input that is missing or can't be reached, or several files of which none can be read.
+        UnreadableFileError: a file that can't be read, or is of another format, if `strict` or the only one.
     """
     found = Plan()
+    errors: list[UnreadableFileError] = []
     files = {file.uri: file for uri in inputs for file in list_files(uri, flag="--input", suffixes=SUFFIXES)}
     with ThreadPoolExecutor(_PLANNERS) as threads:
         for uri, result in zip(files, threads.map(lambda f: _plan_file(f, format), files.values()), strict=True):
@@ -82,11 +83,14 @@ def plan(inputs: Sequence[str], format: str, *, strict: bool) -> Plan:
             elif strict:
                 raise result
             else:
+                errors.append(result)
                 found.unreadable.append(_quarantine_row(uri, 0, f"file:{result.reason}", str(result)))
     if not found.files:
-        first = found.unreadable[0]
-        more = f" (and so on for {len(found.unreadable)} files)" if len(found.unreadable) > 1 else ""
-        raise StorageError(f"no input file can be read: {first['detail']}{more}", flag="--input")
+        if len(errors) == 1:
+            raise errors[0]
+        raise StorageError(
+            f"none of {len(errors)} input files can be read; the first: {errors[0].problem}", flag="--input"
+        )
     return found
 
 
