@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from wildreward_ray.cluster.artifact import UNFINISHED
 from wildreward_ray.cluster.schema import FEEDBACK, JUDGED
-from wildreward_ray.cluster.storage import UNFINISHED, locate
+from wildreward_ray.cluster.storage import locate
 from wildreward_ray.core.manifest import FunnelStep, Manifest
 from wildreward_ray.stages import funnel
 

@@ -11,16 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from wildreward_ray.cluster import storage
-from wildreward_ray.cluster.storage import (
-    UNFINISHED,
-    is_done,
-    list_files,
-    locate,
-    open_artifact,
-    read_manifest,
-    storage_error_of,
-)
+from wildreward_ray.cluster import artifact
+from wildreward_ray.cluster.artifact import UNFINISHED, is_done, open_artifact, read_manifest, storage_error_of
+from wildreward_ray.cluster.storage import list_files, locate
 from wildreward_ray.core.errors import (
     ResourceError,
     RewardUnavailableError,
@@ -218,7 +211,7 @@ def test_output_below_a_file_is_an_error_naming_it(tmp_path: Path) -> None:
 
 def test_full_disk_is_known_before_the_work_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = shutil.disk_usage(tmp_path).free
-    monkeypatch.setattr(storage, "MIN_FREE_BYTES", 2 * free)
+    monkeypatch.setattr(artifact, "MIN_FREE_BYTES", 2 * free)
     with pytest.raises(StorageError, match=r"MiB free: at least .*--output"):
         write(tmp_path / "out", "part")
 

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayError, UserCodeException
 
-from wildreward_ray.cluster.storage import storage_error_of
+from wildreward_ray.cluster.artifact import storage_error_of
 from wildreward_ray.core import errors
 from wildreward_ray.core.errors import ResourceError, UserError, WildRewardError
 

@@ -69,7 +69,7 @@ def online_dpo(config: OnlineDpoConfig) -> None:
 
 def run_all(config: RunAllConfig) -> None:
     """`wildreward run-all`: a stage whose whole output was made with the same settings is not run again."""
-    from wildreward_ray.cluster.storage import is_done
+    from wildreward_ray.cluster.artifact import is_done
 
     extract(config.extract)
     if not is_done(config.train.output, config.train.model_dump(mode="json")):

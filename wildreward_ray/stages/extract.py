@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wildreward_ray.cluster.artifact import Artifact, is_done, open_artifact, read_manifest
 from wildreward_ray.cluster.progress import Progress
 from wildreward_ray.cluster.readers import Shard
 from wildreward_ray.cluster.session import check_resources, ray_errors, start_ray
-from wildreward_ray.cluster.storage import Artifact, Location, is_done, open_artifact, read_manifest
+from wildreward_ray.cluster.storage import Location
 from wildreward_ray.core.config.extract import OPERATIONAL, ExtractConfig
 from wildreward_ray.core.errors import StorageError
 from wildreward_ray.core.manifest import Manifest

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from wildreward_ray.cluster.storage import Location, first_line, locate, read_manifest
+from wildreward_ray.cluster.artifact import read_manifest
+from wildreward_ray.cluster.storage import Location, first_line, locate
 from wildreward_ray.core.config.inspect import InspectConfig
 from wildreward_ray.core.errors import StorageError, UserError
 from wildreward_ray.feedback.prior import MIN_GROUP_ROWS

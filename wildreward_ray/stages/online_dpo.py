@@ -18,10 +18,10 @@ from typing import Any
 
 import ray
 
+from wildreward_ray.cluster.artifact import Artifact, open_artifact
 from wildreward_ray.cluster.models import resolve_model
 from wildreward_ray.cluster.reward_client import RewardClient
 from wildreward_ray.cluster.session import ActorRequest, check_resources, ray_errors, start_ray
-from wildreward_ray.cluster.storage import Artifact, open_artifact
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
 from wildreward_ray.core.config.serve import ServeConfig
 from wildreward_ray.core.errors import UserError

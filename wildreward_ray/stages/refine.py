@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from wildreward_ray.cluster.embedding import Embedder
-from wildreward_ray.cluster.schema import JUDGED, MESSAGES, REFINED
+from wildreward_ray.cluster.schema import JUDGED, REFINED
 from wildreward_ray.cluster.session import ActorRequest
 from wildreward_ray.cluster.storage import Location
 from wildreward_ray.core.config.extract import ExtractConfig, HindsightSection
@@ -31,6 +31,7 @@ from wildreward_ray.feedback.quality import Candidate, QualityLimits, drop_reaso
 from wildreward_ray.feedback.refusal import validated_level
 from wildreward_ray.feedback.split import assign
 from wildreward_ray.stages.chunks import each_part, groups_of, list_parts, part_file
+from wildreward_ray.stages.histories import Histories
 from wildreward_ray.stages.judged import Priors
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class RefineActor:
         for item in judged:
             item.pii = self._redact(item.row["messages"])
         out: list[dict[str, Any]] = []
-        history = _Histories()
+        history = Histories()
         for c, item in enumerate(judged):
             history.add(item.row["messages"])
             for row, first, last in self._rows(item, c, vectors):
@@ -283,32 +284,6 @@ class RefineActor:
         if reason is None and side_confidence(row["level"], row["level_probs"]) < config.quality.min_confidence:
             return "unsure"
         return reason
-
-
-class _Histories:
-    """The history column, made of slices of conversations without a Python object a message and row."""
-
-    def __init__(self) -> None:
-        self._messages: list[dict[str, Any]] = []
-        self._base = 0
-        self._indices: list[npt.NDArray[np.int64]] = []
-        self._offsets = [0]
-
-    def add(self, messages: list[dict[str, Any]]) -> None:
-        """The conversation that the next slices are of."""
-        self._base = len(self._messages)
-        self._messages += messages
-
-    def take(self, first: int, last: int) -> None:
-        """The next row's history: messages `first`..`last` - 1 of the conversation."""
-        self._indices.append(np.arange(self._base + first, self._base + last))
-        self._offsets.append(self._offsets[-1] + max(0, last - first))
-
-    def array(self) -> pa.Array:
-        """The column: `MESSAGES` of every row."""
-        values = pa.array(self._messages, MESSAGES.value_type)
-        indices = np.concatenate(self._indices) if self._indices else np.zeros(0, dtype=np.int64)
-        return pa.ListArray.from_arrays(pa.array(self._offsets, pa.int32()), values.take(pa.array(indices)))
 
 
 def side_confidence(level: int, probs: Sequence[float]) -> float:

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from wildreward_ray.cluster.artifact import open_artifact
 from wildreward_ray.cluster.progress import Progress
 from wildreward_ray.cluster.session import ActorRequest, check_resources, ray_errors, start_ray
-from wildreward_ray.cluster.storage import Location, list_files, open_artifact
+from wildreward_ray.cluster.storage import Location, list_files
 from wildreward_ray.core.config.serve import ScoreConfig
 from wildreward_ray.core.errors import UserError
 from wildreward_ray.core.manifest import FunnelStep, Manifest

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from wildreward_ray.cluster.artifact import Artifact, open_artifact
 from wildreward_ray.cluster.models import resolve_model
 from wildreward_ray.cluster.progress import Progress
 from wildreward_ray.cluster.session import ActorRequest, check_resources, ray_errors, start_ray
-from wildreward_ray.cluster.storage import Artifact, Location, open_artifact, upload
+from wildreward_ray.cluster.storage import Location, upload
 from wildreward_ray.core.config.train import TrainConfig
 from wildreward_ray.core.errors import UserError, WildRewardError
 from wildreward_ray.core.manifest import FunnelStep, Manifest

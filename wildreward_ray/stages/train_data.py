@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from wildreward_ray.cluster.artifact import has_manifest, read_manifest
 from wildreward_ray.cluster.readers import json_lines
 from wildreward_ray.cluster.schema import MESSAGES
-from wildreward_ray.cluster.storage import Location, has_manifest, list_files, locate, read_manifest
+from wildreward_ray.cluster.storage import Location, list_files, locate
 from wildreward_ray.core.config.train import TrainConfig
 from wildreward_ray.core.errors import StorageError, UserError
 from wildreward_ray.core.scale import check_k

@@ -91,6 +91,13 @@ class CascadeSection(Section):
         default_factory=lambda: JudgeSection(prompt_style="chat", prior="none"), description="the second judge"
     )
 
+    @field_validator("judge")
+    @classmethod
+    def _chunks(cls, value: JudgeSection) -> JudgeSection:
+        if value.batch_size != JudgeSection.model_fields["batch_size"].default:
+            raise ValueError("the second judge takes the first one's chunks: judge.batch_size sets their size")
+        return value
+
 
 class QualitySection(Section):
     """Which interactions are fit for training."""
