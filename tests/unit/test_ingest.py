@@ -141,3 +141,38 @@ def test_a_file_that_is_named_twice_is_read_once_and_a_changed_one_changes_the_d
     before = plan.digest()
     log(tmp_path, "a", [talk(1), talk(1)])
     assert ingest.plan([file], "auto", strict=True).digest() != before
+
+
+def test_a_store_that_cuts_a_file_off_costs_no_chunk_and_doubles_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = log(tmp_path, "a", [talk(2) for _ in range(21)])
+    shards = ingest.plan([file], "auto", strict=True).shards
+    whole = [(part, table.to_pylist()) for part, table in ingest.read_chunks(shards, size=4, limit=None, done={})]
+    real, cuts = ingest.read_shard, iter([9, 14])
+
+    def cut_off(shard: Any) -> Any:
+        after = next(cuts, None)
+        for i, item in enumerate(real(shard)):
+            if i == after:
+                raise OSError("AWS Error INTERNAL_FAILURE during GetObject operation: cut off")
+            yield item
+
+    pauses: list[float] = []
+    monkeypatch.setattr(ingest, "read_shard", cut_off)
+    monkeypatch.setattr(ingest.time, "sleep", pauses.append)
+    found = [(part, t.to_pylist()) for part, t in ingest._persistent(shards, size=4, limit=None, done={})]
+    assert found == whole
+    assert len(pauses) == 2
+
+
+def test_an_error_of_the_disk_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = ingest.plan([log(tmp_path, "a", [talk(1)])], "auto", strict=True).shards
+
+    def broken(shard: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(ingest, "read_shard", broken)
+    monkeypatch.setattr(ingest.time, "sleep", lambda _: pytest.fail("waited"))
+    with pytest.raises(OSError, match="Input/output error"):
+        list(ingest._persistent(shards, size=4, limit=None, done={}))

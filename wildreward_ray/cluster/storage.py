@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import posixpath
 import shutil
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +21,17 @@ from wildreward_ray.core.errors import StorageError
 
 _COPY_BYTES = 1 << 22
 _READ_BYTES = 1 << 22
+_PAUSES_S = (0.2, 1.0, 5.0, 20.0)
+_FINAL = (
+    "ACCESS_DENIED",
+    "INVALID_ACCESS_KEY_ID",
+    "NO_SUCH_BUCKET",
+    "NO_SUCH_KEY",
+    "SIGNATURE",
+    "INVALID_CLIENT_TOKEN",
+)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,12 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """The whole content of a small file."""
-        with self.fs.open_input_file(self.path) as file:
-            return bytes(file.read())
+
+        def read() -> bytes:
+            with self.fs.open_input_file(self.path) as file:
+                return bytes(file.read())
+
+        return again(read)
 
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
         """Write a file in one go: a reader sees the old content or the new, never a part.
@@ -90,8 +107,12 @@ class Location:
 
     def read_table(self, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file that `write_table` wrote."""
-        with self.fs.open_input_file(self.path) as source:
-            return pq.ParquetFile(source).read(columns=columns)
+
+        def read() -> pa.Table:
+            with self.fs.open_input_file(self.path) as source:
+                return pq.ParquetFile(source).read(columns=columns)
+
+        return again(read)
 
     def names(self) -> list[str]:
         """The names of what stands directly below a directory, sorted, without hidden ones; none where there is no directory."""
@@ -101,6 +122,30 @@ class Location:
     def open_input(self) -> IO[bytes]:
         """A stream over the bytes as they are, whatever the file's name ends in; a store is asked for megabytes at a time."""
         return self.fs.open_input_stream(self.path, compression=None, buffer_size=_READ_BYTES)  # type: ignore[no-any-return]
+
+
+def again(read: Callable[[], T]) -> T:
+    """The result of a read that an object store may cut off; it is made again a few times, after longer and longer pauses.
+
+    Stores' own clients retry requests that fail, but not every answer that breaks off in its middle.
+
+    Raises:
+        OSError: it failed to the end, or for a reason that has nothing to do with an object store.
+    """
+    for pause in _PAUSES_S:
+        try:
+            return read()
+        except OSError as e:
+            if not is_transient(e):
+                raise
+            time.sleep(pause)
+    return read()
+
+
+def is_transient(error: OSError) -> bool:
+    """Whether an error is an object store's, and neither a missing thing nor a missing right."""
+    text = str(error)
+    return "AWS Error" in text and not any(word in text for word in _FINAL)
 
 
 def locate(uri: str, *, flag: str | None = None) -> Location:

@@ -121,7 +121,7 @@ def survey_second(config: ExtractConfig, first: Priors, judged: Location, target
     """Go once over all second verdicts: their prior, and how often they agree with the first judge's."""
     prior = PriorSum()
     counts: Counter[str] = Counter()
-    for batch in scan(target, SECOND, ["language_group", "logprobs", "audit", "failure", "counts"]):
+    for batch in scan(target, ["language_group", "logprobs", "audit", "failure", "counts"]):
         for row in batch.to_pylist():
             if row["counts"] is not None:
                 counts.update(json.loads(row["counts"]))

@@ -10,7 +10,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from wildreward_ray.cluster.schema import DATASET, DROPS, FEEDBACK, REFINED
-from wildreward_ray.cluster.storage import Location, remove
+from wildreward_ray.cluster.storage import Location, again, remove
 from wildreward_ray.core.scale import fold_probs
 from wildreward_ray.stages.chunks import list_parts, part_file
 
@@ -76,8 +76,7 @@ def _by_size(refined: Location) -> list[list[str]]:
 def _write_group(
     file: int, parts: list[str], refined: Location, drops: Location, targets: dict[str, Location], levels: int
 ) -> None:
-    with drops.fs.open_input_file(drops.path) as source:
-        dropped = pq.read_table(source, filters=pads.field("part").isin(parts)).cast(DROPS)
+    dropped = again(lambda: _drops_of(parts, drops))
     with _Files(f"part-{file:05d}.parquet", targets) as files:
         for part in parts:
             rows = part_file(refined, part).read_table(REFINED.names).cast(REFINED)
@@ -87,6 +86,11 @@ def _write_group(
                 kept = table.filter(pc.equal(table["split"], split))
                 if kept.num_rows:
                     files.write(f"dataset/{split}", to_dataset(kept, levels))
+
+
+def _drops_of(parts: list[str], drops: Location) -> pa.Table:
+    with drops.fs.open_input_file(drops.path) as source:
+        return pq.read_table(source, filters=pads.field("part").isin(parts)).cast(DROPS)
 
 
 def apply_drops(rows: pa.Table, drops: pa.Table) -> pa.Table:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from wildreward_ray.cluster.schema import REFINED
 from wildreward_ray.cluster.storage import Location, upload_file
 from wildreward_ray.core.config.extract import QualitySection
 from wildreward_ray.stages.judged import scan
@@ -98,9 +97,9 @@ def _load(base: duckdb.DuckDBPyConnection, refined: Location) -> None:
         "CREATE TABLE refined (part VARCHAR, row INTEGER, interaction_id VARCHAR, user_id VARCHAR, split VARCHAR,"
         " prompt_key BIGINT, bands BIGINT[])"
     )
-    for batch in scan(refined, REFINED, _COLUMNS):
+    for batch in scan(refined, _COLUMNS):
         base.register("batch", pa.Table.from_batches([batch]))
-        base.execute("INSERT INTO refined SELECT * FROM batch")
+        base.execute(f"INSERT INTO refined SELECT {', '.join(_COLUMNS)} FROM batch")
         base.unregister("batch")
     base.execute(_ROWS)
     base.execute("DROP TABLE refined")

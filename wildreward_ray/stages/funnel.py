@@ -6,10 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
-from wildreward_ray.cluster.schema import FEEDBACK
 from wildreward_ray.cluster.storage import Location
 from wildreward_ray.core.manifest import FunnelStep
 from wildreward_ray.core.scale import JUDGE_LEVELS
@@ -32,20 +29,19 @@ def feedback_counts(feedback: Location) -> dict[str, Counter[Any]]:
         "masked",
     ]
     total: dict[str, Counter[Any]] = {name: Counter() for name in [*names, "rows"]}
-    for batch in pads.dataset(feedback.path, filesystem=feedback.fs, schema=FEEDBACK).to_batches(columns=names):
-        total["rows"]["rows"] += batch.num_rows
+    for file in feedback.names():
+        table = feedback.child(file).read_table(names)
+        total["rows"]["rows"] += table.num_rows
         for name in names:
-            for item in pc.value_counts(batch[name]).to_pylist():
+            for item in pc.value_counts(table[name]).to_pylist():
                 total[name][item["values"]] += item["counts"]
     return total
 
 
 def drop_counts(drops: Location) -> Counter[str]:
     """How many rows each decision over the corpus drops."""
-    counts: Counter[str] = Counter()
-    with drops.fs.open_input_file(drops.path) as source:
-        for batch in pq.ParquetFile(source).iter_batches(columns=["reason"]):
-            counts.update(batch["reason"].to_pylist())
+    reasons = drops.read_table(["reason"])["reason"]
+    counts: Counter[str] = Counter({item["values"]: item["counts"] for item in pc.value_counts(reasons).to_pylist()})
     return counts
 
 

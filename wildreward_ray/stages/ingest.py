@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from wildreward_ray.cluster.readers import (
     read_shard,
 )
 from wildreward_ray.cluster.schema import CONVERSATIONS
-from wildreward_ray.cluster.storage import Location, first_line, list_files
+from wildreward_ray.cluster.storage import Location, again, first_line, is_transient, list_files
 from wildreward_ray.core.errors import StorageError
 from wildreward_ray.feedback.conversation import Conversation, MalformedConversationError
 from wildreward_ray.feedback.formats import PARSERS
@@ -37,6 +38,7 @@ _DETAIL_CHARACTERS = 500
 _SCRIPT_CHARACTERS = 2000
 # Files looked at at a time before the run: a store answers slowly, but many at once.
 _PLANNERS = 32
+_PAUSES_S = (1.0, 5.0, 20.0)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def plan(inputs: Sequence[str], format: str, *, strict: bool) -> Plan:
 def _plan_file(file: Location, format: str) -> tuple[list[Shard], int] | UnreadableFileError:
     """The shards and the size of a file, or why it can't be read."""
     try:
-        return plan_shards(file, detect_format(file) if format == "auto" else format), file.info().size or 0
+        shards = again(lambda: plan_shards(file, detect_format(file) if format == "auto" else format))
+        return shards, file.info().size or 0
     except UnreadableFileError as e:
         return e
     except OSError as e:
@@ -121,11 +124,34 @@ def read(shards: Sequence[Shard], *, size: int, limit: int | None, done: Mapping
 
     def read_group(batch: dict[str, Any]) -> Iterator[pa.Table]:
         for index in batch["group"]:
-            for part, table in read_chunks(groups[int(index)], size=size, limit=limit, done=done):
+            for part, table in _persistent(groups[int(index)], size=size, limit=limit, done=done):
                 yield pack(part, table)
 
     # A share of a CPU of its own keeps Ray from fusing reading into the judge's actors, where it would block the engine.
     return sources.map_batches(read_group, batch_size=1, num_cpus=0.25)
+
+
+def _persistent(
+    shards: Sequence[Shard], *, size: int, limit: int | None, done: Mapping[str, Done]
+) -> Iterator[tuple[str, pa.Table]]:
+    """`read_chunks`, begun anew where an object store cuts a file off; chunks that were given out are passed over then."""
+    given: dict[str, set[int]] = {}
+    for pause in (*_PAUSES_S, None):
+        passed = {
+            key: frozenset(given.get(key, ())) | (done[key].indices if key in done else set())
+            for key in {*done, *given}
+        }
+        merged = {key: Done(indices, whole=False) for key, indices in passed.items()}
+        try:
+            for part, table in read_chunks(shards, size=size, limit=limit, done=merged):
+                yield part, table
+                shard, index = part.split("-")[:2]
+                given.setdefault(shard, set()).add(int(index))
+            return
+        except OSError as e:
+            if pause is None or not is_transient(e):
+                raise
+            time.sleep(pause)
 
 
 def read_chunks(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from wildreward_ray.cluster.schema import JUDGED, QUARANTINE
+from wildreward_ray.cluster.schema import QUARANTINE
 from wildreward_ray.cluster.storage import Location, upload_file
 from wildreward_ray.core.config.judge import JudgeSection
 from wildreward_ray.feedback.conversation import interaction_id
 from wildreward_ray.feedback.prior import Prior, PriorSum
 from wildreward_ray.stages.chunks import list_parts, part_file
 
+# Parts read ahead: an object store answers slowly, but many at once.
+_AHEAD = 8
 _COLUMNS = [
     "kind",
     "conversation_id",
@@ -91,7 +94,7 @@ def _survey(
     feedback, refusal = PriorSum(), PriorSum()
     if unreadable:
         writer.write_table(pa.Table.from_pylist(list(unreadable), schema=QUARANTINE))
-    for batch in scan(judged, JUDGED, _COLUMNS):
+    for batch in scan(judged, _COLUMNS):
         for kind, counter in (("summary", corpus.summary), ("judge", corpus.judge)):
             for text in _of_kind(batch, kind)["counts"].to_pylist():
                 counter.update(json.loads(text))
@@ -106,11 +109,19 @@ def _survey(
     corpus.priors = Priors(feedback.finish(), refusal.finish())
 
 
-def scan(place: Location, schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Stream some columns of all parts of a directory, in the order of their names."""
-    files = [part_file(place, part).path for part in list_parts(place)]
-    if files:
-        yield from pads.dataset(files, filesystem=place.fs, schema=schema, format="parquet").to_batches(columns=columns)
+def scan(place: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Stream some columns of all parts of a directory, in the order of their names, some parts ahead."""
+    parts = iter(list_parts(place))
+    with ThreadPoolExecutor(_AHEAD) as threads:
+
+        def begin() -> Iterator[Future[pa.Table]]:
+            return (threads.submit(part_file(place, part).read_table, columns) for part in parts)
+
+        waiting = deque(islice(begin(), _AHEAD))
+        while waiting:
+            table = waiting.popleft().result()
+            waiting.extend(islice(begin(), 1))
+            yield from table.to_batches()
 
 
 def _of_kind(batch: pa.RecordBatch, kind: str) -> pa.RecordBatch:
