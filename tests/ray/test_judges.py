@@ -15,7 +15,7 @@ def test_only_what_the_first_judge_is_unsure_of_goes_to_the_second_and_its_word_
 ) -> None:
     output = tmp_path / "out"
     with judge_server() as small, judge_server() as large:
-        second = [*CASCADE, "--cascade.judge.endpoint.base-url", large.url, "--cascade.entropy", "1.4"]
+        second = [*CASCADE, "--cascade.judge.endpoint.base-url", large.url, "--cascade.entropy", "1.52"]
         second += ["--cascade.audit-share", "0.1", "--hindsight.enabled", "false"]
         finished = wildreward("extract", "--input", sample, "--output", str(output), *judge_flags(small), *second)
         assert finished.returncode == 0, finished.stderr

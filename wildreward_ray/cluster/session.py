@@ -106,13 +106,20 @@ def ray_errors(output: str) -> Iterator[None]:
         for cause in _causes(e):
             # Ray may join its own class and the task's into one, whose text is a traceback of many lines.
             if isinstance(cause, WildRewardError) and not isinstance(cause, RayError):
-                raise cause from e
+                raise _as_raised(cause) from e
             if isinstance(cause, ActorDiedError) and (told := _told_by(cause)) is not None:
                 raise told from e
         space = storage_error_of(e, output)
         if space is not None:
             raise space from e
         raise
+
+
+def _as_raised(error: WildRewardError) -> WildRewardError:
+    """An error without what Ray Data writes behind its text: advice on Ray's own retries."""
+    if not isinstance(error, UserError):
+        error.args = (str(error).partition("\nFailed to apply UDF")[0],)
+    return error
 
 
 def _told_by(error: ActorDiedError) -> WildRewardError | None:

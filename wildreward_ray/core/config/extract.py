@@ -70,6 +70,15 @@ class RefusalSection(Section):
     )
 
 
+class SecondJudgeSection(JudgeSection):
+    """The second judge; a large model needs neither examples for small ones nor a correction."""
+
+    prompt_style: Literal["completion", "chat"] = Field(
+        "chat", description="completion: few-shot lines for small models; chat: a rubric for instruction-tuned ones"
+    )
+    prior: Literal["auto", "batch", "none"] = Field("none", description="as of the first judge, over what it is asked")
+
+
 class CascadeSection(Section):
     """A second, larger judge for what the first one is unsure of."""
 
@@ -87,13 +96,11 @@ class CascadeSection(Section):
         le=1,
         description="share of the other interactions it is asked about too, to measure how often the two agree there",
     )
-    judge: JudgeSection = Field(
-        default_factory=lambda: JudgeSection(prompt_style="chat", prior="none"), description="the second judge"
-    )
+    judge: SecondJudgeSection = Field(default_factory=SecondJudgeSection)
 
     @field_validator("judge")
     @classmethod
-    def _chunks(cls, value: JudgeSection) -> JudgeSection:
+    def _chunks(cls, value: SecondJudgeSection) -> SecondJudgeSection:
         if value.batch_size != JudgeSection.model_fields["batch_size"].default:
             raise ValueError("the second judge takes the first one's chunks: judge.batch_size sets their size")
         return value
