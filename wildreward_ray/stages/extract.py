@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # One chunk a block: what a dying actor or node takes with it is then one chunk of work. Small blocks also keep the judge fed
 # from the first seconds.
 _BLOCK_BYTES = 1
+# Reading runs ahead of the judge by so much on every node; more would only fill memory.
+_AHEAD_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,11 @@ def judge_parts(
 
     target.fs.create_dir(target.path, recursive=True)
     context = ray.data.DataContext.get_current()
-    before, context.target_max_block_size = context.target_max_block_size, _BLOCK_BYTES
+    options = context.execution_options
+    before = context.target_max_block_size, options.resource_limits
+    context.target_max_block_size = _BLOCK_BYTES
+    nodes = len(ray.nodes())
+    options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=nodes * _AHEAD_BYTES)
     try:
         chunks = ingest.read(shards, size=size, limit=limit, done=done_parts(list_parts(target)))
         written = judge(chunks).map_batches(
@@ -143,7 +149,7 @@ def judge_parts(
         for _ in written.iter_batches(batch_size=None):
             pass
     finally:
-        context.target_max_block_size = before
+        context.target_max_block_size, options.resource_limits = before
 
 
 def _survey(
