@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wildreward_ray.cluster.readers import UnreadableFileError
+from wildreward_ray.cluster.readers import UnreadableFileError, read_shard
 from wildreward_ray.core.errors import StorageError
 from wildreward_ray.stages import ingest
 from wildreward_ray.stages.chunks import CHUNK_INTERACTIONS, done_parts
@@ -149,7 +149,7 @@ def test_a_store_that_cuts_a_file_off_costs_no_chunk_and_doubles_none(
     file = log(tmp_path, "a", [talk(2) for _ in range(21)])
     shards = ingest.plan([file], "auto", strict=True).shards
     whole = [(part, table.to_pylist()) for part, table in ingest.read_chunks(shards, size=4, limit=None, done={})]
-    real, cuts = ingest.read_shard, iter([9, 14])
+    real, cuts = read_shard, iter([9, 14])
 
     def cut_off(shard: Any) -> Any:
         after = next(cuts, None)
@@ -160,7 +160,7 @@ def test_a_store_that_cuts_a_file_off_costs_no_chunk_and_doubles_none(
 
     pauses: list[float] = []
     monkeypatch.setattr(ingest, "read_shard", cut_off)
-    monkeypatch.setattr(ingest.time, "sleep", pauses.append)
+    monkeypatch.setattr("wildreward_ray.stages.ingest.time.sleep", pauses.append)
     found = [(part, t.to_pylist()) for part, t in ingest._persistent(shards, size=4, limit=None, done={})]
     assert found == whole
     assert len(pauses) == 2
@@ -173,6 +173,6 @@ def test_an_error_of_the_disk_is_not_tried_again(tmp_path: Path, monkeypatch: py
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(ingest, "read_shard", broken)
-    monkeypatch.setattr(ingest.time, "sleep", lambda _: pytest.fail("waited"))
+    monkeypatch.setattr("wildreward_ray.stages.ingest.time.sleep", lambda _: pytest.fail("waited"))
     with pytest.raises(OSError, match="Input/output error"):
         list(ingest._persistent(shards, size=4, limit=None, done={}))
