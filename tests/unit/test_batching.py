@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wildreward_ray.core.errors import UserError
-from wildreward_ray.reward.batching import IntArray, padding_waste, plan_epoch, shard_step
+from wildreward_ray.reward.batching import IntArray, deal, padding_waste, plan_epoch
 
 Plan = list[list[IntArray]]
 
@@ -74,29 +74,49 @@ def test_the_smaller_last_step_is_not_made_of_the_longest_rows() -> None:
     assert 40 < np.mean([sizes[last].mean() for last in lasts]) < 61
 
 
+def shards(step: list[IntArray], sizes: IntArray, world: int) -> list[list[tuple[int, IntArray] | None]]:
+    return [deal(step, sizes, rank, world) for rank in range(world)]
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_workers_share_a_step_without_loss_whatever_their_number(world: int) -> None:
+def test_workers_share_a_step_without_loss_in_equally_many_passes(world: int) -> None:
     sizes = lengths(1000)
     for step in plan(1000, batch=64):
-        shards = [shard_step(step, sizes, rank, world) for rank in range(world)]
-        assert sorted(row for shard in shards for row in rows(shard)) == rows(step)
-        assert len({len(shard) for shard in shards}) == 1 or len(rows(step)) < world
-        assert all(len(batch) * sizes[batch].max() <= 8192 for shard in shards for batch in shard)
+        dealt = shards(step, sizes, world)
+        given = [entry for shard in dealt for entry in shard if entry is not None]
+        assert sorted(index for index, _ in given) == list(range(len(step)))
+        assert all(batch is step[index] for index, batch in given)
+        assert len({len(shard) for shard in dealt}) == 1
+        # A pass that counts nothing comes last, where nobody waits for its result.
+        assert all(shard.index(None) == len(shard) - shard.count(None) for shard in dealt if None in shard)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_a_step_is_cut_into_a_multiple_of_the_parts_within_the_budget(parts: int) -> None:
+    sizes = lengths(1000)
+    whole = plan_epoch(sizes, global_batch=64, token_budget=8192, seed=0, epoch=0)
+    cut = plan_epoch(sizes, global_batch=64, token_budget=8192, seed=0, epoch=0, parts=parts)
+    assert [rows(step) for step in cut] == [rows(step) for step in whole]
+    for step in cut:
+        assert len(step) % parts == 0
+        assert all(len(batch) == 1 or len(batch) * sizes[batch].max() <= 8192 for batch in step)
 
 
 def test_workers_get_about_equal_padded_tokens() -> None:
     sizes = lengths(4096)
-    for step in plan(4096, batch=512):
+    for step in plan_epoch(sizes, global_batch=512, token_budget=8192, seed=0, epoch=0, parts=4):
         loads = [
-            sum(len(batch) * int(sizes[batch].max()) for batch in shard_step(step, sizes, rank, 4)) for rank in range(4)
+            sum(len(entry[1]) * int(sizes[entry[1]].max()) for entry in shard if entry is not None)
+            for shard in shards(step, sizes, 4)
         ]
         assert max(loads) < 1.25 * min(loads)
 
 
-def test_fewer_rows_than_workers_leave_some_idle_but_lose_nothing() -> None:
-    sizes = np.array([5, 9])
-    shards = [shard_step([np.array([1, 0])], sizes, rank, 4) for rank in range(4)]
-    assert sorted(row for shard in shards for row in rows(shard)) == [0, 1]
+def test_fewer_rows_than_workers_leave_some_without_rows_but_lose_nothing() -> None:
+    (step,) = plan_epoch(np.array([5, 9]), global_batch=4, token_budget=100, seed=0, epoch=0, parts=4)
+    given = [entry for shard in shards(step, np.array([5, 9]), 4) for entry in shard]
+    assert sorted(int(row) for entry in given if entry is not None for row in entry[1]) == [0, 1]
+    assert given.count(None) == 2
 
 
 def test_padding_waste_is_the_share_of_padding() -> None:

@@ -139,6 +139,15 @@ def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
     return [] if before == after else [prefix.rstrip(".")]
 
 
+def without(tree: dict[str, Any], dropped: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """A tree of settings without those of the given dotted names."""
+    return {
+        name: without(value, dropped, f"{prefix}{name}.") if isinstance(value, dict) else value
+        for name, value in tree.items()
+        if prefix + name not in dropped
+    }
+
+
 def storage_error_of(error: BaseException, output: str, flag: str = "--output") -> StorageError | None:
     """The user's view of a write that failed for want of space, wherever in a chain of causes it stands."""
     current: BaseException | None = error

@@ -205,10 +205,13 @@ def list_files(uri: str, *, flag: str, suffixes: tuple[str, ...] = ()) -> list[L
 
 
 def upload(folder: Path, target: Location) -> None:
-    """Copy the files of a local folder to `target`, in pieces."""
+    """Copy a local folder and all below it to `target`, in pieces."""
     target.fs.create_dir(target.path, recursive=True)
-    for file in sorted(folder.iterdir()):
-        upload_file(file, target.child(file.name))
+    for item in sorted(folder.iterdir()):
+        if item.is_dir():
+            upload(item, target.child(item.name))
+        else:
+            upload_file(item, target.child(item.name))
 
 
 def upload_file(file: Path, target: Location) -> None:

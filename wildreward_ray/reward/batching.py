@@ -2,8 +2,8 @@
 
 Invariants:
 
-- a plan depends on lengths, sizes, seed and epoch only, never on the number of workers: scaling a run up or down, or
-  resuming it, keeps every step's rows;
+- a plan depends on lengths, sizes, seed, epoch and `parts` only, never on the number of workers at work: scaling a run up
+  or down, or resuming it, keeps every step's micro-batches, and with them what dropout draws for them;
 - every row appears exactly once an epoch, and every step but the last has exactly `global_batch` rows;
 - a micro-batch, padded to its longest row, stays within the token budget unless it is one row.
 """
@@ -43,7 +43,7 @@ def token_batches(rows: IntArray, lengths: IntArray, token_budget: int) -> Itera
 
 
 def plan_epoch(
-    lengths: NDArray[np.integer], *, global_batch: int, token_budget: int, seed: int, epoch: int
+    lengths: NDArray[np.integer], *, global_batch: int, token_budget: int, seed: int, epoch: int, parts: int = 1
 ) -> list[list[IntArray]]:
     """Plan one epoch.
 
@@ -55,6 +55,8 @@ def plan_epoch(
         lengths: [N] tokens of every row.
         global_batch: rows of an optimizer step.
         token_budget: padded tokens of a micro-batch.
+        parts: the micro-batches of a step are a multiple of this where it has rows enough, so that so many workers get
+            equally many; the largest are halved until they are.
 
     Returns:
         One list a step, holding the row numbers of each of its micro-batches, longest micro-batch first.
@@ -79,64 +81,72 @@ def plan_epoch(
     steps = [steps[i] for i in rng.permutation(len(steps))]
     if whole < len(rows):
         steps.append(rows[whole:])
-    return [list(token_batches(step, sizes, token_budget)) for step in steps]
+    return [_multiple_of(parts, list(token_batches(step, sizes, token_budget)), sizes) for step in steps]
 
 
-def shard_step(
+def deal(
     micro_batches: Sequence[IntArray], lengths: NDArray[np.integer], rank: int, world: int
-) -> list[IntArray]:
-    """The micro-batches of one worker: each goes to the worker with the fewest padded tokens so far.
+) -> list[tuple[int, IntArray] | None]:
+    """The micro-batches of one worker: the largest first, each goes to the worker with the fewest padded tokens so far.
 
-    The largest micro-batches are halved until their number is a multiple of `world`, so that all workers run equally
-    many forward and backward passes: sharded models exchange weights in each, and a worker that ran fewer would leave
-    the others waiting. Only a step with too few rows for that gives some workers one pass less, down to none.
+    All workers get equally many entries, so that they run equally many forward and backward passes: sharded models exchange
+    weights in each, and a worker that ran fewer would leave the others waiting. Where the number doesn't divide, a worker
+    gets None for a pass that counts nothing.
 
     Args:
-        micro_batches: row numbers of every micro-batch of the step.
+        micro_batches: row numbers of every micro-batch.
         lengths: [N] tokens of every row.
         rank: this worker, from 0.
         world: number of workers.
 
     Returns:
-        Micro-batches of worker `rank`. Over all workers they hold every row of the step exactly once.
+        (place among `micro_batches`, row numbers) for worker `rank`, at the end None. Over all workers they hold every
+        micro-batch exactly once.
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world} workers")
+    sizes = [_padded(batch, lengths) for batch in micro_batches]
+    most = -(-len(sizes) // world)
+    loads, dealt = [0] * world, [0] * world
+    mine: list[tuple[int, IntArray] | None] = []
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        worker = min((w for w in range(world) if dealt[w] < most), key=lambda w: (loads[w], w))
+        loads[worker] += sizes[index]
+        dealt[worker] += 1
+        if worker == rank:
+            mine.append((index, micro_batches[index]))
+    return mine + [None] * (most - len(mine))
 
-    def padded(batch: IntArray) -> int:
-        return len(batch) * int(lengths[batch].max())
 
-    # The counter breaks ties, so that equal batches keep their order on every worker.
-    heap = [(-padded(batch), i, batch) for i, batch in enumerate(micro_batches)]
+def _multiple_of(parts: int, batches: list[IntArray], lengths: NDArray[np.integer]) -> list[IntArray]:
+    """Micro-batches, the largest halved until their number is a multiple of `parts` or all hold one row."""
+    wanted = -(-len(batches) // parts) * parts
+    heap = [(-_padded(batch, lengths), i, batch) for i, batch in enumerate(batches)]
     heapq.heapify(heap)
-    done: list[tuple[int, int, IntArray]] = []
-    wanted = -(-len(heap) // world) * world
+    lone: list[tuple[int, int, IntArray]] = []
+    # The counter breaks ties, so that equal batches keep their order.
     counter = len(heap)
-    while heap and len(heap) + len(done) < wanted:
+    while heap and len(heap) + len(lone) < wanted:
         entry = heapq.heappop(heap)
         batch = entry[2]
         if len(batch) == 1:
-            done.append(entry)
+            lone.append(entry)
             continue
         half = len(batch) // 2
         for part in (batch[:half], batch[half:]):
-            heapq.heappush(heap, (-padded(part), counter, part))
+            heapq.heappush(heap, (-_padded(part, lengths), counter, part))
             counter += 1
-    cap = wanted // world
-    loads, dealt = [0] * world, [0] * world
-    mine: list[IntArray] = []
-    for negative, _, batch in sorted(heap + done, key=lambda entry: entry[:2]):
-        worker = min((w for w in range(world) if dealt[w] < cap), key=lambda w: (loads[w], w))
-        loads[worker] -= negative
-        dealt[worker] += 1
-        if worker == rank:
-            mine.append(batch)
-    return mine
+    return [batch for _, _, batch in sorted(heap + lone, key=lambda entry: entry[:2])]
+
+
+def _padded(batch: IntArray, lengths: NDArray[np.integer]) -> int:
+    """Tokens that a micro-batch computes."""
+    return len(batch) * int(lengths[batch].max())
 
 
 def padding_waste(plan: Sequence[Sequence[IntArray]], lengths: NDArray[np.integer]) -> float:
     """Share of padding among all tokens that a plan computes, in [0, 1)."""
     batches = [batch for step in plan for batch in step]
-    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    padded = sum(_padded(batch, lengths) for batch in batches)
     real = sum(int(lengths[batch].sum()) for batch in batches)
     return 1.0 - real / padded if padded else 0.0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wildreward_ray.cluster.artifact import Artifact, is_done, open_artifact, read_manifest
+from wildreward_ray.cluster.artifact import Artifact, is_done, open_artifact, read_manifest, without
 from wildreward_ray.cluster.progress import Progress
 from wildreward_ray.cluster.readers import Shard
 from wildreward_ray.cluster.session import check_resources, ray_errors, start_ray
@@ -65,7 +65,7 @@ def run(config: ExtractConfig) -> ExtractResult:
                 flag="--overwrite",
                 hint="give another --output, or replace it with",
             )
-    state = {"config": _without(settings, OPERATIONAL), "input": plan.state(), "prompt_version": PROMPT_VERSION}
+    state = {"config": without(settings, OPERATIONAL), "input": plan.state(), "prompt_version": PROMPT_VERSION}
     with (
         open_artifact(config.output, overwrite=config.overwrite, state=state) as artifact,
         ray_errors(config.output),
@@ -233,12 +233,3 @@ def _cascade_facts(second: cascade.SecondCorpus) -> dict[str, Any]:
 
 def _prior_facts(prior: Prior) -> dict[str, Any]:
     return {**prior.groups, "overall": prior.overall}
-
-
-def _without(tree: dict[str, Any], dropped: frozenset[str], prefix: str = "") -> dict[str, Any]:
-    """A tree of settings without those of the given dotted names."""
-    return {
-        name: _without(value, dropped, f"{prefix}{name}.") if isinstance(value, dict) else value
-        for name, value in tree.items()
-        if prefix + name not in dropped
-    }

@@ -3,105 +3,94 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from wildreward_ray.cluster.artifact import Artifact, open_artifact
+from wildreward_ray.cluster.artifact import Artifact, open_artifact, without
+from wildreward_ray.cluster.checkpoints import CheckpointStore
 from wildreward_ray.cluster.models import resolve_model
-from wildreward_ray.cluster.progress import Progress
 from wildreward_ray.cluster.session import ActorRequest, check_resources, ray_errors, start_ray
-from wildreward_ray.cluster.storage import Location, upload
-from wildreward_ray.core.config.train import TrainConfig
+from wildreward_ray.cluster.storage import Location, move, remove, upload
+from wildreward_ray.cluster.tracking import Trackers, open_trackers
+from wildreward_ray.core.config.train import OPERATIONAL, TrainConfig
 from wildreward_ray.core.errors import UserError, WildRewardError
 from wildreward_ray.core.manifest import FunnelStep, Manifest
 from wildreward_ray.core.template import DEFAULT_TEMPLATE
-from wildreward_ray.reward.batching import padding_waste
 from wildreward_ray.reward.config import RewardConfig
-from wildreward_ray.reward.loop import StepRecord, Trainer, World, predict
-from wildreward_ray.reward.metrics import ordinal_metrics, reliability_bins
-from wildreward_ray.reward.model import load_base, read_template, save_checkpoint
-from wildreward_ray.reward.pretrained import check_classifier, check_max_length, load_config, max_positions
-from wildreward_ray.stages.dataset import write_parquet
-from wildreward_ray.stages.tokens import TOKENS, TokenRows, tokenise
-from wildreward_ray.stages.train_data import open_source
+from wildreward_ray.reward.model import read_template
+from wildreward_ray.reward.pretrained import (
+    check_classifier,
+    check_max_length,
+    load_config,
+    load_tokenizer,
+    max_positions,
+    set_padding,
+)
+from wildreward_ray.stages.dataset import SPLITS, write_parquet
+from wildreward_ray.stages.tokens import TOKENS, tokenise
+from wildreward_ray.stages.train_data import open_source, quarantine
+from wildreward_ray.stages.train_export import CURVE, METRICS
+from wildreward_ray.stages.train_monitor import TrainMonitor
+from wildreward_ray.stages.train_worker import Job, resume_folder, work
+
+__all__ = ["CURVE", "METRICS", "TrainResult", "run"]
 
 _DEFAULT_LENGTH = 4096
-METRICS, CURVE = "metrics.json", "curve.jsonl"
+TRACKING = "tracking"
+_CHECKPOINTS, _TOKENS, _TRACKERS = "checkpoints", "tokens", "trackers.json"
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the reward model stands, its held-out metrics, and its manifest."""
+    """Where the reward model stands, `metrics.json`, and its manifest."""
 
     output: str
     metrics: dict[str, Any]
     manifest: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every worker needs to know."""
-
-    config: TrainConfig
-    reward: RewardConfig
-    train: Location
-    test: Location
-    counter: Any
-
-
 def run(config: TrainConfig) -> TrainResult:
-    """Tokenise, train, evaluate and write a reward model.
+    """Tokenise, train, evaluate and write a reward model; an earlier run of the same settings that was cut off is gone on with.
 
     Raises:
-        UserError: an unusable dataset, base, template or label; or a cluster too small.
+        UserError: an unusable dataset, base, template or label; settings that differ from those of the run to go on with;
+            a loss that isn't finite; or a cluster too small.
         WildRewardError: training failed on a worker.
     """
     started = time.monotonic()
     reward = _prepare(config)
-    with open_artifact(config.output, overwrite=config.overwrite) as artifact, ray_errors(config.output):
+    settings = config.model_dump(mode="json")
+    state = {"config": without(settings, OPERATIONAL), "reward": reward.model_dump(mode="json")}
+    with (
+        open_artifact(config.output, overwrite=config.overwrite, state=state) as artifact,
+        ray_errors(config.output),
+    ):
         start_ray()
         check_resources(
-            [ActorRequest("training", config.workers, config.num_cpus, config.num_gpus, "--workers")], task_cpus=0.0
+            [ActorRequest("training", config.workers[0], config.num_cpus, config.num_gpus, "--workers")], task_cpus=0.0
         )
-        source = open_source(config)
-        reward = reward.model_copy(update={"levels": source.k, "score_range": (1.0, float(source.k))})
-        for split, rows in source.splits.items():
-            tokens = tokenise(rows, config, template=reward.template, max_length=reward.max_length, k=source.k)
-            write_parquet(tokens, artifact.work.child("tokens").child(split), TOKENS)
-        found = _fit(config, reward, artifact)
+        data = _tokens(config, reward, artifact.work)
+        k = int(data["levels"])
+        reward = reward.model_copy(update={"levels": k, "score_range": (1.0, float(k))})
+        found = _fit(config, reward, artifact.work, data)
         manifest = Manifest.model_validate(
             {
                 "kind": "reward_model",
                 "inputs": [config.dataset],
-                "config": config.model_dump(mode="json"),
-                "funnel": _funnel(found),
+                "config": settings,
+                "funnel": _funnel(found, data),
                 "seconds": round(time.monotonic() - started, 1),
                 "metrics": found["metrics"],
             }
         )
-        artifact.commit(manifest, _file_names(artifact.work.child("model"), artifact.work))
+        artifact.commit(manifest, _parts(config, artifact))
     return TrainResult(config.output, found, manifest.model_dump())
-
-
-def _funnel(found: dict[str, Any]) -> list[FunnelStep]:
-    """Rows of each split that were used; those beyond `--limit` are dropped by name."""
-    over = {"train": found["over_limit"], "test": 0}
-    return [
-        FunnelStep(
-            name=name,
-            unit="rows",
-            rows_in=n + over[name],
-            rows_out=n,
-            dropped={"over_limit": over[name]} if over[name] else {},
-        )
-        for name, n in found["rows"].items()
-    ]
 
 
 def _prepare(config: TrainConfig) -> RewardConfig:
@@ -110,164 +99,163 @@ def _prepare(config: TrainConfig) -> RewardConfig:
     template = read_template(config.template) if config.template else DEFAULT_TEMPLATE
     hf_config = load_config(base, "--base", config.trust_remote_code)
     check_classifier(hf_config, config.base, "--base")
+    set_padding(hf_config, load_tokenizer(base, "--base", config.trust_remote_code), "--base")
     longest = max_positions(hf_config)
     length = config.max_length or min(_DEFAULT_LENGTH, longest or _DEFAULT_LENGTH)
     check_max_length(hf_config, length)
     levels = config.levels or 4
     return RewardConfig(
         levels=levels,
+        decoder=config.objective.loss,
         template=template,
         max_length=length,
-        score_range=(1.0, float(levels)),
-        lineage={"base": config.base, "dataset": config.dataset},
+        lineage={"base": config.base, "dataset": config.dataset, "resume_from": config.resume_from},
     )
 
 
-def _fit(config: TrainConfig, reward: RewardConfig, artifact: Artifact) -> dict[str, Any]:
-    """Run Ray Train and copy the final checkpoint to `model/` of the work directory. Returns `metrics.json`."""
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    work = artifact.work
-    total = None
-    with Progress("train", "rows", total) as progress:
-        job = _Job(config, reward, work.child("tokens/train"), work.child("tokens/test"), progress.counter)
-        resources = {"CPU": config.num_cpus, **({"GPU": config.num_gpus} if config.num_gpus else {})}
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"job": job},
-            scaling_config=ScalingConfig(
-                num_workers=config.workers, use_gpu=config.num_gpus > 0, resources_per_worker=resources
-            ),
-            run_config=RunConfig(name="run", storage_path=work.child("ray_train").path, storage_filesystem=work.fs),
+def _tokens(config: TrainConfig, reward: RewardConfig, work: Location) -> dict[str, Any]:
+    """Token rows of both splits below `tokens/`, unless they stand there: the number of levels, and rows by what became of them."""
+    done = work.child("tokens.json")
+    if "tokens.json" in work.names():
+        kept: dict[str, Any] = json.loads(done.read_bytes())
+        return kept
+    source = open_source(config)
+    bad: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        target = work.child(_TOKENS).child(split)
+        remove(target)  # of a run that was killed here
+        rows = tokenise(
+            source.splits[split], config, template=reward.template, max_length=reward.max_length, k=source.k
         )
-        checkpoint = trainer.fit().checkpoint
-    if checkpoint is None:
-        raise WildRewardError("training ended without a checkpoint")
-    model = work.child("model")
-    with checkpoint.as_directory() as directory:
-        upload(Path(directory), model)
-    found: dict[str, Any] = json.loads(model.child(METRICS).read_bytes())
+        write_parquet(rows, target, TOKENS)
+        bad[split] = quarantine(target, work.child("quarantine").child(f"{split}.parquet"))
+    found = {"levels": source.k, "quarantined": bad}
+    done.write_bytes(json.dumps(found).encode())
     return found
 
 
-def _worker(loop_config: dict[str, Any]) -> None:
-    """One Ray Train worker."""
-    import ray.train
-    import torch
+def _fit(config: TrainConfig, reward: RewardConfig, work_place: Location, data: dict[str, Any]) -> dict[str, Any]:
+    """Run Ray Train until the model stands in `model/` of the work directory. Returns `metrics.json`."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
 
-    job: _Job = loop_config["job"]
-    config = job.config
-    context = ray.train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size())
-    torch.set_num_threads(config.cpu_threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
-    k = job.reward.levels
-    model, tokenizer = load_base(
-        resolve_model(config.base, flag="--base"), k, seed=config.seed, trust_remote_code=config.trust_remote_code
-    )
-    model.to("cuda" if config.num_gpus else "cpu")
-    with tempfile.TemporaryDirectory() as scratch:
-        train, test = _rows(job.train, scratch, "train", config.limit), _rows(job.test, scratch, "test", None)
-        trainer = Trainer(
-            model,
-            train,
-            k=k,
-            pad_token_id=tokenizer.pad_token_id,
-            epochs=config.epochs,
-            optim=config.optim,
-            seed=config.seed,
-            soft=config.soft_targets,
-            balanced=config.class_weights == "balanced",
-            bf16=config.precision == "bfloat16",
-            world=world,
+    fingerprint = fingerprint_of(config, reward)
+    checkpoints, model = work_place.child(_CHECKPOINTS), work_place.child("model")
+    if config.resume_from is not None:
+        resume_folder(config.resume_from, fingerprint)
+    remove(model)  # of a run that was killed while it wrote it
+    least, most = config.workers
+    resources = {"CPU": config.num_cpus, **({"GPU": config.num_gpus} if config.num_gpus else {})}
+    whole = CheckpointStore(checkpoints).steps()
+    with _trackers(config, work_place, first_step=whole[-1] + 1 if whole else 1) as trackers:
+        with TrainMonitor(trackers) as monitor:
+            run_id = uuid.uuid4().hex[:12]
+            tokens = work_place.child(_TOKENS)
+            job = Job(
+                config=config,
+                reward=reward,
+                run_id=run_id,
+                train=tokens.child("train"),
+                test=tokens.child("test"),
+                checkpoints=checkpoints,
+                model=model,
+                fingerprint=fingerprint,
+                mailbox=monitor.mailbox,
+            )
+            trainer = TorchTrainer(
+                work,
+                train_loop_config={"job": job},
+                scaling_config=ScalingConfig(
+                    num_workers=least if least == most else (least, most),
+                    elastic_resize_monitor_interval_s=config.resize_interval_s,
+                    use_gpu=config.num_gpus > 0,
+                    resources_per_worker=resources,
+                ),
+                run_config=RunConfig(
+                    # Ray Train keeps nothing that is needed to go on: checkpoints are ours.
+                    name=run_id,
+                    storage_path=work_place.child("ray_train").path,
+                    storage_filesystem=work_place.fs,
+                    failure_config=FailureConfig(max_failures=config.max_failures),
+                ),
+            )
+            trainer.fit()
+            monitor.raise_failure()
+        if METRICS not in model.names():
+            raise WildRewardError("training ended without a model")
+        found: dict[str, Any] = json.loads(model.child(METRICS).read_bytes())
+        found["starts"] = monitor.starts
+        trackers.close(found["metrics"] or {})
+    return {**found, "quarantined": data["quarantined"]}
+
+
+def fingerprint_of(config: TrainConfig, reward: RewardConfig) -> dict[str, Any]:
+    """What a checkpoint depends on: weights, moments and row order mean nothing with other data or another model."""
+    return {
+        "dataset": config.dataset,
+        "base": config.base,
+        "levels": reward.levels,
+        "template": reward.template,
+        "max_length": reward.max_length,
+        "seed": config.seed,
+        "limit": config.limit,
+        "test_share": config.test_share,
+        "objective": {"loss": config.objective.loss},
+        "optim": {"global_batch": config.optim.global_batch, "token_budget": config.optim.token_budget},
+        "lora": config.lora.model_dump(mode="json"),
+    }
+
+
+@contextmanager
+def _trackers(config: TrainConfig, work_place: Location, *, first_step: int) -> Iterator[Trackers]:
+    """Open trackers, whose files are kept locally and copied where the output is elsewhere."""
+    target = work_place.child(TRACKING)
+    with tempfile.TemporaryDirectory(prefix="wildreward-tracking-") as scratch:
+        folder = Path(target.path) if target.is_local else Path(scratch)
+        if not target.is_local and _TRACKERS in target.names():
+            (folder / _TRACKERS).write_bytes(target.child(_TRACKERS).read_bytes())
+        trackers = open_trackers(
+            config.tracking.kinds,
+            experiment=config.tracking.experiment,
+            run=config.output.rstrip("/").rsplit("/", 1)[-1],
+            folder=folder,
+            settings=config.model_dump(mode="json"),
+            first_step=first_step,
         )
-        log = _Log(job, trainer, test, k, tokenizer.pad_token_id)
-        trainer.run(log.step)
-        metrics = log.finish(train)
-        with tempfile.TemporaryDirectory() as directory:
-            checkpoint = None
-            if world.rank == 0:
-                save_checkpoint(model, tokenizer, job.reward, directory)
-                log.write(Path(directory), metrics)
-                checkpoint = ray.train.Checkpoint.from_directory(directory)
-            ray.train.report({"step": trainer.total_steps}, checkpoint=checkpoint)
+        try:
+            yield trackers
+        except BaseException:
+            trackers.close({})
+            raise
+        finally:
+            if not target.is_local:
+                upload(folder, target)
 
 
-class _Log:
-    """Collects the curve, evaluates when it is time, and writes both."""
-
-    def __init__(self, job: _Job, trainer: Trainer, test: TokenRows, k: int, pad_token_id: int) -> None:
-        self._job, self._trainer, self._test, self._k, self._pad = job, trainer, test, k, pad_token_id
-        self._every = job.config.eval_every or trainer.steps_per_epoch
-        self._curve: list[StepRecord] = []
-        self._evals: list[dict[str, Any]] = []
-        self._p_gt = np.zeros((0, k - 1))
-
-    def step(self, record: StepRecord) -> None:
-        """Called on every worker after every step; evaluation is a collective, so all workers do it."""
-        self._curve.append(record)
-        if self._trainer.world.rank == 0:
-            batch = self._job.config.optim.global_batch
-            self._job.counter.add.remote(min(batch, len(self._trainer.rows.labels)))
-        if record.step % self._every == 0 or record.step == self._trainer.total_steps:
-            self._evaluate(record.step)
-
-    def finish(self, train: TokenRows) -> dict[str, Any]:
-        """The content of `metrics.json`."""
-        plan = self._trainer.plan(0)
-        seconds = sum(r.seconds for r in self._curve)
-        parameters = sum(p.numel() for p in self._trainer.model.parameters())
-        last = {name: value for name, value in self._evals[-1].items() if name != "step"} if self._evals else None
-        bins = reliability_bins(self._p_gt, self._test.labels, self._k) if len(self._test.labels) else []
-        return {
-            "base": self._job.config.base,
-            "levels": self._k,
-            "parameters": parameters,
-            "rows": {"train": len(train.labels), "test": len(self._test.labels)},
-            "over_limit": train.over_limit,
-            "epochs": self._job.config.epochs,
-            "steps": self._trainer.total_steps,
-            "tokens_per_s": round(sum(r.tokens for r in self._curve) / seconds, 1),
-            "padding_waste": round(padding_waste(plan, train.lengths), 4),
-            "metrics": last,
-            "evals": self._evals,
-            "reliability": bins,
-        }
-
-    def write(self, directory: Path, metrics: dict[str, Any]) -> None:
-        """Put `metrics.json` and `curve.jsonl` beside the weights."""
-        (directory / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        lines = "".join(json.dumps(asdict(r)) + "\n" for r in self._curve)
-        (directory / CURVE).write_text(lines, encoding="utf-8")
-
-    def _evaluate(self, step: int) -> None:
-        if not len(self._test.labels):
-            return
-        self._p_gt = predict(
-            self._trainer.model,
-            self._test,
-            k=self._k,
-            pad_token_id=self._pad,
-            token_budget=self._job.config.optim.token_budget,
-            world=self._trainer.world,
-        )
-        self._evals.append({"step": step, **ordinal_metrics(self._p_gt, self._test.labels, self._k)})
+def _funnel(found: dict[str, Any], data: dict[str, Any]) -> list[FunnelStep]:
+    """Rows of each split that were used; the others are dropped by name."""
+    steps = []
+    for name, n in found["rows"].items():
+        dropped = dict(data["quarantined"][name])
+        if name == "train" and found["over_limit"]:
+            dropped["over_limit"] = found["over_limit"]
+        steps.append(FunnelStep(name=name, unit="rows", rows_in=n + sum(dropped.values()), rows_out=n, dropped=dropped))
+    return steps
 
 
-def _rows(place: Location, scratch: str, split: str, limit: int | None) -> TokenRows:
-    folder = Path(scratch) / split
-    folder.mkdir()
-    return TokenRows(place, folder, limit)
-
-
-def _file_names(folder: Location, work: Location) -> list[str]:
-    """Bring the files of `folder` up to `work`, so that they become the artefact's own, and name them."""
+def _parts(config: TrainConfig, artifact: Artifact) -> list[str]:
+    """Bring the model's files up to the work directory, so that they become the artefact's own, and name all its parts."""
     from pyarrow.fs import FileSelector
 
+    work_place, model = artifact.work, artifact.work.child("model")
     names = []
-    for item in folder.fs.get_file_info(FileSelector(folder.path)):
-        folder.fs.move(item.path, work.child(item.base_name).path)
+    for item in model.fs.get_file_info(FileSelector(model.path)):
+        target = work_place.child(item.base_name)
+        remove(target)
+        move(model.child(item.base_name), target)
         names.append(item.base_name)
     if not names:
-        raise UserError(f"no model files in {folder.uri!r}")
-    return names
+        raise UserError(f"no model files in {model.uri!r}")
+    others = ["quarantine", TRACKING, *([_CHECKPOINTS] if config.checkpoint.keep_at_end else [])]
+    present = set(work_place.names())
+    return names + [name for name in others if name in present and work_place.child(name).names()]

@@ -1,0 +1,130 @@
+"""What the driver sees of training: workers report steps and evaluations, the driver prints a line and feeds the trackers."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from wildreward_ray.cluster.tracking import Trackers
+from wildreward_ray.core.errors import UserError
+
+_PRINT_S, _POLL_S = 10.0, 1.0
+
+
+@ray.remote(num_cpus=0)
+class _Mailbox:
+    """Keeps what workers report until the driver fetches it."""
+
+    def __init__(self) -> None:
+        self._letters: list[tuple[str, dict[str, Any]]] = []
+        self._error: UserError | None = None
+
+    def post(self, kind: str, letter: dict[str, Any]) -> None:
+        self._letters.append((kind, letter))
+
+    def fail(self, error: UserError) -> None:
+        self._error = self._error or error
+
+    def fetch(self) -> tuple[list[tuple[str, dict[str, Any]]], UserError | None]:
+        letters, self._letters = self._letters, []
+        return letters, self._error
+
+
+class TrainMonitor:
+    """A context in which `mailbox` may be handed to workers.
+
+    A run that goes on from a checkpoint does some steps again, which come out as before: they are reported once.
+
+    Args:
+        total: optimizer steps of the whole run, once it is known.
+        trackers: where curves go.
+    """
+
+    def __init__(self, trackers: Trackers) -> None:
+        self._trackers = trackers
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="train-monitor")
+        # Beside the driver: a node that is lost must not take the reports, and with them the error, along.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.mailbox: Any = _Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        self._seen = {"step": 0, "eval": 0}
+        self._latest: dict[str, Any] = {}
+        self._first: tuple[int, float] | None = None
+        self._error: UserError | None = None
+        self.starts = 0
+
+    def __enter__(self) -> TrainMonitor:
+        self._begin = self._printed = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._fetch()
+        if self._latest:
+            self._print(", done" if error is None and self._error is None else ", stopped")
+        ray.kill(self.mailbox)
+
+    def raise_failure(self) -> None:
+        """Raise what a worker found to be the user's to mend.
+
+        Raises:
+            UserError: as the worker raised it.
+        """
+        self._fetch()
+        if self._error is not None:
+            raise self._error
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            self._fetch()
+            if self._latest and time.monotonic() - self._printed >= _PRINT_S:
+                self._print()
+
+    def _fetch(self) -> None:
+        letters, self._error = ray.get(self.mailbox.fetch.remote())
+        for kind, letter in letters:
+            if kind == "start":
+                self._started(letter)
+            elif letter["step"] > self._seen[kind]:
+                self._seen[kind] = letter["step"]
+                self._log(kind, letter)
+
+    def _started(self, letter: Mapping[str, Any]) -> None:
+        self.starts += 1
+        self._seen = {kind: max(seen, letter["done"]) for kind, seen in self._seen.items()}
+        self._first = None
+        where = f", going on after step {letter['done']}" if letter["done"] else ""
+        print(f"[train] {letter['workers']} workers, {letter['total']} steps{where}", file=sys.stderr, flush=True)
+
+    def _log(self, kind: str, letter: dict[str, Any]) -> None:
+        if kind == "step":
+            self._latest = letter
+            self._first = self._first or (letter["step"], time.monotonic())
+            values = {name: letter[name] for name in ("loss", "learning_rate", "grad_norm", "epoch", "workers")}
+            values["tokens_per_s"] = letter["tokens"] / letter["seconds"]
+            self._trackers.log(letter["step"], {f"train/{name}": value for name, value in values.items()})
+        else:
+            numbers = {name: value for name, value in letter.items() if name != "step" and value is not None}
+            self._trackers.log(letter["step"], {f"held_out/{name}": value for name, value in numbers.items()})
+
+    def _print(self, end: str = "") -> None:
+        self._printed = time.monotonic()
+        step, total = self._latest["step"], self._latest["total"]
+        rate = self._latest["tokens"] / self._latest["seconds"]
+        line = f"[train] step {step:,}/{total:,}, loss {self._latest['loss']:.4f}, {rate:,.0f} tokens/s"
+        line += f", {self._latest['workers']} workers, {self._printed - self._begin:.0f} s"
+        if not end and self._first is not None and step > self._first[0]:
+            pace = (self._printed - self._first[1]) / (step - self._first[0])
+            line += f", about {pace * (total - step):.0f} s left"
+        print(line + end, file=sys.stderr, flush=True)
