@@ -69,6 +69,11 @@ COMMANDS = {
         "wildreward_ray.core.config.inspect:InspectConfig",
         "wildreward_ray.stages.commands:inspect",
     ),
+    "experiment": Command(
+        "reward models of variants of one dataset, compared: experiment ablation, experiment diversity",
+        "wildreward_ray.core.config.experiment:ExperimentConfig",
+        "wildreward_ray.stages.commands:experiment",
+    ),
     "bench": Command(
         "throughput as a ratio to the ceiling: bench extract",
         "wildreward_ray.core.config.bench:BenchConfig",
@@ -76,7 +81,7 @@ COMMANDS = {
     ),
 }
 # Commands whose first word after the name is a setting.
-_POSITIONAL = {"bench": "stage", "inspect": "uri"}
+_POSITIONAL = {"bench": "stage", "experiment": "kind", "inspect": "uri"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

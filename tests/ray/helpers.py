@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +42,25 @@ def wildreward(*arguments: str, env: dict[str, str] | None = None) -> subprocess
     return subprocess.run(
         [*COMMAND, *arguments], capture_output=True, text=True, timeout=240, env=environment(**(env or {})), cwd=ROOT
     )
+
+
+def kill_when(command: list[str], ready: Callable[[], bool], env: dict[str, str] | None = None) -> None:
+    """Start a command and kill all its processes as soon as `ready`."""
+    process = subprocess.Popen(
+        [*COMMAND, *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(**(env or {})),
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read() if process.stderr else ""
+    assert ready()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
 
 
 def rows_of(folder: str | Path, columns: list[str] | None = None) -> list[dict[str, Any]]:

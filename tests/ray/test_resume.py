@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.ray.helpers import COMMAND, ROOT, assert_connected, environment, json_of, rows_of, wildreward
+from tests.ray.helpers import COMMAND, ROOT, assert_connected, environment, json_of, kill_when, rows_of, wildreward
 from tests.ray.judge_server import JudgeServer, judge_flags, judge_server
 
 CHUNK = 8
@@ -48,25 +48,6 @@ def assert_same_rows(output: str | Path, expected: Path, read: Callable[..., lis
         assert sorted(map(repr, found)) == sorted(map(repr, want)), table
     names = [row["interaction_id"] for row in read(f"{output}/feedback")]
     assert len(names) == len(set(names)) > 500
-
-
-def kill_when(command: list[str], ready: Callable[[], bool]) -> None:
-    """Start a command and kill all its processes as soon as `ready`."""
-    process = subprocess.Popen(
-        [*COMMAND, *command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not ready() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert process.poll() is None, process.stderr.read() if process.stderr else ""
-    assert ready()
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
 
 
 def test_a_driver_killed_again_and_again_loses_nothing_and_judges_little_twice(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, LlamaConfig, MambaConfig, PreTrainedTokenizerFast
 
@@ -230,11 +232,52 @@ def test_a_reward_config_that_cannot_be_followed_is_refused(tmp_path: Path, chan
 
 def test_reward_config_round_trips_and_may_be_absent(tmp_path: Path) -> None:
     assert RewardConfig.load_if_present(tmp_path) is None
-    config = CONFIG.model_copy(update={"calibration": Calibration(temperature=1.5)})
+    fitted = Calibration(method="platt", scale=(0.1 + 0.2, 1.0, 2.0), shift=(-1 / 3, 0.0, 1e-9), rows=77)
+    config = CONFIG.model_copy(update={"decoder": "corn", "calibration": fitted})
     config.save(tmp_path)
     assert RewardConfig.load(tmp_path) == config
-    assert (config.temperature, CONFIG.temperature) == (1.5, 1.0)
     assert config.score_range == (1.0, 4.0)
+
+
+def test_scores_are_read_through_the_decoder_and_after_the_calibration() -> None:
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    logits = np.array([[2.0, -1.0, 0.5]], dtype=np.float32)
+    fitted = Calibration(method="platt", scale=(0.5, 2.0, 1.0), shift=(1.0, 0.0, -0.5), rows=9)
+    plain = [sigmoid(2.0), sigmoid(-1.0), sigmoid(0.5)]
+    corrected = [sigmoid(2.0), sigmoid(-2.0), sigmoid(0.0)]
+    for calibration, p in ((None, plain), (fitted, corrected)):
+        for decoder, expected in (("cumulative", p), ("corn", [p[0], p[0] * p[1], p[0] * p[1] * p[2]])):
+            config = CONFIG.model_copy(update={"decoder": decoder, "calibration": calibration})
+            np.testing.assert_allclose(config.p_gt(logits), [expected], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": (1.0, 0.0, 1.0)},
+        {"scale": (1.0, math.inf, 1.0)},
+        {"shift": (0.0, math.nan, 0.0)},
+        {"shift": (0.0, 0.0)},
+        {"rows": 0},
+        {"method": "temperature", "scale": (1.0, 2.0, 1.0)},
+        {"method": "temperature", "shift": (0.0, 1.0, 0.0)},
+    ],
+)
+def test_a_calibration_that_cannot_be_followed_is_refused(change: dict[str, object]) -> None:
+    whole = {"method": "platt", "scale": (1.0, 1.0, 1.0), "shift": (0.0, 0.0, 0.0), "rows": 5}
+    Calibration.model_validate(whole)
+    with pytest.raises(ValidationError):
+        Calibration.model_validate({**whole, **change})
+
+
+def test_a_calibration_of_another_number_of_levels_is_refused(tmp_path: Path) -> None:
+    path = CONFIG.save(tmp_path)
+    short = {"method": "platt", "scale": [1.0, 1.0], "shift": [0.0, 0.0], "rows": 5}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "calibration": short}))
+    with pytest.raises(UserError, match="calibration of 2 thresholds for 4 levels"):
+        RewardConfig.load(tmp_path)
 
 
 @pytest.mark.parametrize("budget", [1, 50, 10_000])

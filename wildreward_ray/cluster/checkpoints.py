@@ -90,7 +90,8 @@ class CheckpointWriter:
         Raises:
             StorageError: the checkpoint before this one could not be written.
         """
-        from torch.distributed import checkpoint as dcp
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.state_dict_saver import async_save
 
         begin = time.monotonic()
         self.wait()
@@ -98,9 +99,9 @@ class CheckpointWriter:
         scratch = None if target.is_local else Path(tempfile.mkdtemp(prefix="wildreward-checkpoint-"))
         folder = Path(target.path) if scratch is None else scratch
         folder.mkdir(parents=True, exist_ok=True)
-        pending = dcp.async_save(
+        pending = async_save(
             state(),
-            storage_writer=dcp.FileSystemWriter(folder),
+            storage_writer=FileSystemWriter(folder),
             process_group=self._group,
             no_dist=self._size == 1,
         )

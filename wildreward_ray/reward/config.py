@@ -8,21 +8,42 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wildreward_ray.core.errors import UserError
 from wildreward_ray.core.scale import MAX_K, MIN_K
+from wildreward_ray.reward import ordinal
 
 REWARD_CONFIG = "reward_config.json"
 
 
 class Calibration(BaseModel):
-    """A correction fitted after training, one for the whole model."""
+    """A correction of the logits fitted after training: logit j is read as scale_j * logit_j + shift_j.
 
-    model_config = ConfigDict(extra="forbid")
-    temperature: float | None = Field(None, gt=0, allow_inf_nan=False, description="divides every logit")
+    Attributes:
+        method: `temperature`: one scale 1/T for all thresholds and no shift; `platt`: a scale and a shift for each.
+        scale: k-1 positive finite factors.
+        shift: k-1 finite summands, in logits.
+        rows: labelled rows it was fitted on.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    method: Literal["temperature", "platt"]
+    scale: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
+    shift: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(min_length=1)
+    rows: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Calibration:
+        if len(self.scale) != len(self.shift):
+            raise ValueError(f"{len(self.scale)} scales with {len(self.shift)} shifts")
+        if self.method == "temperature" and (len(set(self.scale)) > 1 or any(self.shift)):
+            raise ValueError("a temperature is one scale for all thresholds, without shifts")
+        return self
 
 
 class RewardConfig(BaseModel):
@@ -30,7 +51,8 @@ class RewardConfig(BaseModel):
 
     Attributes:
         levels: number of ordered levels k; the model has k-1 logits.
-        decoder: `cumulative`: logit j is that of P(y > j), the score is 1 + sum of p_j.
+        decoder: `cumulative`: logit j is that of P(y > j); `corn`: of P(y > j) given y > j-1. The score is 1 + the sum
+            of P(y > j) with both.
         template: Jinja text with `history`, `prompt` and `response` that renders the model's input.
         max_length: longest input in tokens, special tokens included.
         score_range: lowest and highest score, (1, levels).
@@ -41,7 +63,7 @@ class RewardConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     levels: int = Field(ge=MIN_K, le=MAX_K)
-    decoder: Literal["cumulative"] = "cumulative"
+    decoder: Literal["cumulative", "corn"] = "cumulative"
     template: str
     max_length: int = Field(ge=8)
     score_range: tuple[float, float] = Field(default_factory=lambda data: (1.0, float(data["levels"])))
@@ -55,11 +77,31 @@ class RewardConfig(BaseModel):
             raise ValueError(f"score_range {self.score_range} of {self.levels} levels must be (1, {self.levels})")
         return self
 
-    @property
-    def temperature(self) -> float:
-        """What `ordinal.sigmoid_p_gt` divides the logits by: the calibrated temperature, or 1."""
-        calibrated = self.calibration.temperature if self.calibration else None
-        return 1.0 if calibrated is None else calibrated
+    @model_validator(mode="after")
+    def _calibration_has_every_threshold(self) -> RewardConfig:
+        if self.calibration is not None and len(self.calibration.scale) != self.levels - 1:
+            raise ValueError(
+                f"calibration of {len(self.calibration.scale)} thresholds for {self.levels} levels: "
+                f"it must have {self.levels - 1}"
+            )
+        return self
+
+    def p_gt(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
+        """P(y > j) as this model means it: logits after calibration, if there is one, through the decoder.
+
+        Args:
+            logits: [N, levels-1] of any float dtype.
+
+        Returns:
+            [N, levels-1] float64 in [0, 1].
+
+        Raises:
+            RewardUnavailableError: a logit is NaN or infinite; names the rows.
+        """
+        if self.calibration is None:
+            return ordinal.p_gt(logits, decoder=self.decoder)
+        found = self.calibration
+        return ordinal.p_gt(logits, decoder=self.decoder, scale=found.scale, shift=found.shift)
 
     def save(self, directory: str | Path) -> Path:
         """Write `reward_config.json` into a local `directory` (made if missing), whole or not at all."""

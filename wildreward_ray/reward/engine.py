@@ -43,7 +43,7 @@ class TransformersScorer:
             inputs: token ids as `InputEncoder` makes them.
 
         Returns:
-            [N, k-1] float32. Not checked for NaN here: `ordinal.sigmoid_p_gt` does, and raises.
+            [N, k-1] float32. Not checked for NaN here: `ordinal.p_gt` does, and raises.
         """
         lengths = np.array([len(ids) for ids in inputs], dtype=np.int64)
         if len(lengths) and int(lengths.min()) == 0:

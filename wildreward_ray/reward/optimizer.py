@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,5 +59,4 @@ def rate_factor(section: OptimSection, step: int, total: int) -> float:
 
 def peaks_of(optimizer: torch.optim.Optimizer) -> list[float]:
     """The peak rate of every group."""
-    groups: list[Mapping[str, Any]] = optimizer.param_groups
-    return [float(group["peak_lr"]) for group in groups]
+    return [float(group["peak_lr"]) for group in optimizer.param_groups]

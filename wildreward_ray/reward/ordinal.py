@@ -1,121 +1,69 @@
-"""Ordinal levels 1..k as k-1 cumulative yes/no questions: targets and loss in torch, decoding in numpy.
+"""From logits to a reward: k-1 logits as P(y > j), as probabilities of the levels 1..k, and as a score.
 
-Logit j (counted from 1) answers "is the level above j?", so p_j = sigmoid(logit_j) = P(y > j). The loss is binary cross
-entropy on every threshold and the score is 1 + sum_j p_j = E[y], in [1, k] (arXiv 2602.08829, reward-model training;
-the cumulative encoding goes back to Frank & Hall 2001, "A Simple Approach to Ordinal Classification").
+How logit j (counted from 1) is read depends on the loss it was trained with, see `objectives`:
 
-The p_j are separate outputs and may cross. `monotone` repairs that without moving the score, so the level probabilities
-and the score always tell the same mean.
+- cumulative: p_j = sigmoid(logit_j) = P(y > j);
+- corn: sigmoid(logit_j) = P(y > j | y > j-1), so p_j is the product of the first j (arXiv 2111.08851).
+
+The score is 1 + sum_j p_j = E[y], in [1, k] (arXiv 2602.08829, reward-model training).
+
+Cumulative p_j are separate outputs and may cross. `monotone` repairs that without moving the score, so the level
+probabilities and the score always tell the same mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import expit
-from torch import Tensor
 
-from wildreward_ray.core.errors import RewardUnavailableError, UserError
+from wildreward_ray.core.errors import RewardUnavailableError
 
 FloatArray = NDArray[np.float64]
 
 _MAX_ROWS_NAMED = 5
-# Judge probabilities are renormalised in double precision but stored as float32.
-_SUM_TOLERANCE = 1e-3
 
 
-def encode_labels(labels: Tensor, k: int) -> Tensor:
-    """Hard labels as cumulative targets (y > 1, ..., y > k-1).
-
-    Args:
-        labels: [B] integers in 1..k.
-        k: number of levels.
-
-    Returns:
-        [B, k-1] float32 of zeros and ones.
-
-    Raises:
-        UserError: a label lies outside 1..k.
-    """
-    outside = (labels < 1) | (labels > k)
-    if bool(outside.any()):
-        row = int(outside.nonzero()[0].item())
-        raise UserError(
-            f"label {int(labels[row].item())} in row {row}: labels must lie in 1..{k}",
-            flag="--levels",
-            hint="train with as many levels as the labels have",
-        )
-    thresholds = torch.arange(1, k, device=labels.device)
-    return (labels.unsqueeze(-1) > thresholds).float()
-
-
-def soft_targets(level_probs: Tensor) -> Tensor:
-    """A distribution over levels as cumulative targets P(y > j). One-hot rows give exactly `encode_labels`.
-
-    Args:
-        level_probs: [B, k] probabilities, column 0 is level 1, rows sum to 1.
-
-    Returns:
-        [B, k-1] float32 in [0, 1].
-
-    Raises:
-        UserError: a row is not a probability distribution.
-    """
-    probs = level_probs.float()
-    # Written so that NaN counts as wrong too.
-    good = (probs >= 0).all(dim=-1) & ((probs.sum(dim=-1) - 1).abs() <= _SUM_TOLERANCE)
-    if not bool(good.all()):
-        row = int((~good).nonzero()[0].item())
-        raise UserError(
-            f"level probabilities {[round(p, 4) for p in probs[row].tolist()]} in row {row}: "
-            "they must be non-negative and sum to 1",
-            flag="--dataset",
-        )
-    above = probs.flip(-1).cumsum(-1).flip(-1)[:, 1:]
-    return above.clamp(max=1.0)
-
-
-def cumulative_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross entropy of every threshold, averaged over thresholds, in float32 whatever the model's dtype.
-
-    Args:
-        logits: [B, k-1].
-        targets: [B, k-1] in [0, 1].
-
-    Returns:
-        [B] float32 in nats. The caller weighs and averages rows.
-
-    Raises:
-        ValueError: the shapes differ (they would broadcast to a wrong loss).
-    """
-    if logits.shape != targets.shape:
-        raise ValueError(f"logits of shape {tuple(logits.shape)} against targets of shape {tuple(targets.shape)}")
-    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").mean(dim=-1)
-
-
-def sigmoid_p_gt(logits: NDArray[np.floating], *, temperature: float = 1.0) -> FloatArray:
-    """P(y > j) from logits.
+def p_gt(
+    logits: NDArray[np.floating],
+    *,
+    decoder: Literal["cumulative", "corn"] = "cumulative",
+    scale: Sequence[float] | float = 1.0,
+    shift: Sequence[float] | float = 0.0,
+) -> FloatArray:
+    """P(y > j) from logits, decoded from scale_j * logit_j + shift_j.
 
     Args:
         logits: [N, k-1] of any float dtype.
-        temperature: divides the logits (Guo et al. 2017, arXiv 1706.04599); 1 leaves them alone.
+        decoder: how the logits are read, see the module's text.
+        scale: one number for all thresholds or k-1 numbers; 1 / T is temperature scaling (Guo et al. 2017, arXiv
+            1706.04599), and with `shift` it is Platt scaling of every threshold (Platt 1999).
+        shift: likewise, added after scaling.
 
     Returns:
-        [N, k-1] float64 in [0, 1].
+        [N, k-1] float64 in [0, 1]; non-increasing rows with `corn`.
 
     Raises:
         RewardUnavailableError: a logit is NaN or infinite. A reward that could not be computed is never a number.
+        ValueError: the decoder is unknown, or scale or shift have another length than k-1 or are not finite.
     """
+    if decoder not in ("cumulative", "corn"):
+        raise ValueError(f"decoder {decoder!r}: it is cumulative or corn")
     values = _matrix(logits)
+    factor = _each_threshold("scale", scale, values.shape[1])
+    offset = _each_threshold("shift", shift, values.shape[1])
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if bad.size:
         named = ", ".join(str(row) for row in bad[:_MAX_ROWS_NAMED]) + (", ..." if bad.size > _MAX_ROWS_NAMED else "")
         raise RewardUnavailableError(
             f"the reward model gave NaN or infinite logits for {bad.size} of {len(values)} inputs (rows {named})"
         )
-    probs: FloatArray = expit(values / temperature)
+    probs: FloatArray = expit(factor * values + offset)
+    if decoder == "corn":
+        np.cumprod(probs, axis=1, out=probs)
     return probs
 
 
@@ -186,4 +134,14 @@ def _matrix(values: NDArray[np.floating]) -> FloatArray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or array.shape[1] < 1:
         raise ValueError(f"array of shape {array.shape}: expected [rows, thresholds]")
+    return array
+
+
+def _each_threshold(name: str, value: Sequence[float] | float, thresholds: int) -> FloatArray:
+    """One number for all thresholds, or one for each, as an array that multiplies [N, k-1]."""
+    array = np.asarray(value, dtype=np.float64)
+    if array.shape not in ((), (thresholds,)):
+        raise ValueError(f"{name} of shape {array.shape}: expected one number or {thresholds}, one for each threshold")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} {array.tolist()}: it must be finite")
     return array

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from wildreward_ray.core.errors import StorageError
 
@@ -43,8 +44,8 @@ def restore(module: nn.Module, optimizer: torch.optim.Optimizer, folder: str | P
     state = training_state(module, optimizer)
     try:
         with _without_single_process_warning():
-            dcp.load(state, checkpoint_id=str(folder))
-    except (dcp.CheckpointException, ValueError, RuntimeError, OSError, KeyError) as e:
+            load(state, checkpoint_id=str(folder))
+    except (CheckpointException, ValueError, RuntimeError, OSError, KeyError) as e:
         raise StorageError(
             f"checkpoint {str(folder)!r} doesn't fit the model: {' '.join(str(e).split())[:300]}", flag="--resume-from"
         ) from e
@@ -60,7 +61,8 @@ def restore(module: nn.Module, optimizer: torch.optim.Optimizer, folder: str | P
 def whole_weights(module: nn.Module) -> dict[str, Tensor]:
     """All trained weights on the CPU, on rank 0; other workers get nothing. Called on all workers at once."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    return dict(get_model_state_dict(module, options=options))
+    state = get_model_state_dict(module, options=options)
+    return {name: weight for name, weight in state.items() if isinstance(weight, Tensor)}
 
 
 @contextmanager

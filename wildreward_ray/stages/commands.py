@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wildreward_ray.core.config.bench import BenchConfig
 from wildreward_ray.core.config.demo import DemoConfig
+from wildreward_ray.core.config.experiment import ExperimentConfig
 from wildreward_ray.core.config.extract import ExtractConfig
 from wildreward_ray.core.config.inspect import InspectConfig
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
@@ -96,6 +97,17 @@ def inspect(config: InspectConfig) -> None:
         print(f"warning: {check.name}: {check.measured}")
     print(f"{result.rows:,} interactions, warnings: {len(result.warnings)}")
     print(f"page: {result.output} ({result.shown:,} interactions to browse)")
+
+
+def experiment(config: ExperimentConfig) -> None:
+    """`wildreward experiment`."""
+    from wildreward_ray.stages.experiment import run
+
+    result = run(config)
+    for name, reason in result.results["left_out"].items():
+        print(f"left out: {name}: {reason}")
+    print(result.table)
+    print(f"results: {result.output} (results.json, table.md, plot.png, runs/)")
 
 
 def bench(config: BenchConfig) -> None:

@@ -22,7 +22,7 @@ from wildreward_ray.reward.config import RewardConfig
 from wildreward_ray.reward.engine import TransformersScorer
 from wildreward_ray.reward.inputs import InputEncoder
 from wildreward_ray.reward.model import load_checkpoint, load_reward_config_and_tokenizer
-from wildreward_ray.reward.ordinal import level_probs, score, sigmoid_p_gt
+from wildreward_ray.reward.ordinal import level_probs, score
 from wildreward_ray.reward.pretrained import load_config
 
 # Encoders read their whole input at once: vLLM's paged, prefix-cached attention has nothing to offer them.
@@ -72,7 +72,7 @@ class Scorer:
         Raises:
             RewardUnavailableError: the model gave a NaN or infinite logit; names the rows.
         """
-        p_gt = sigmoid_p_gt(self._engine.logits(inputs), temperature=self.config.temperature)
+        p_gt = self.config.p_gt(self._engine.logits(inputs))
         return Scored(score(p_gt), level_probs(p_gt), p_gt)
 
     def score_each(self, inputs: Sequence[Sequence[int]]) -> list[Scored | RewardUnavailableError]:
@@ -81,7 +81,7 @@ class Scorer:
         results: list[Scored | RewardUnavailableError] = []
         for row in logits:
             try:
-                p_gt = sigmoid_p_gt(row[None], temperature=self.config.temperature)
+                p_gt = self.config.p_gt(row[None])
                 results.append(Scored(score(p_gt), level_probs(p_gt), p_gt))
             except RewardUnavailableError as e:
                 results.append(e)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.dataset as pads
+
 from wildreward_ray.cluster.artifact import Artifact, open_artifact, without
 from wildreward_ray.cluster.checkpoints import CheckpointStore
 from wildreward_ray.cluster.models import resolve_model
@@ -129,9 +131,18 @@ def _tokens(config: TrainConfig, reward: RewardConfig, work: Location) -> dict[s
         )
         write_parquet(rows, target, TOKENS)
         bad[split] = quarantine(target, work.child("quarantine").child(f"{split}.parquet"))
+    _check_usable(config, work.child(_TOKENS).child("train"), bad["train"])
     found = {"levels": source.k, "quarantined": bad}
     done.write_bytes(json.dumps(found).encode())
     return found
+
+
+def _check_usable(config: TrainConfig, train: Location, bad: dict[str, int]) -> None:
+    """Raise `UserError` where no training row is left, saying what became of them."""
+    rows = pads.dataset(train.path, filesystem=train.fs, schema=TOKENS)
+    if rows.count_rows(filter=pads.field("reason").is_null()) == 0:
+        why = ", ".join(f"{reason} {n:,}" for reason, n in bad.items()) or "it is empty"
+        raise UserError(f"{config.dataset!r} has no training row that can be used: {why}", flag="--dataset")
 
 
 def _fit(config: TrainConfig, reward: RewardConfig, work_place: Location, data: dict[str, Any]) -> dict[str, Any]:

@@ -1,23 +1,31 @@
-"""Where training rows come from: an extracted dataset, or JSONL in WildFB's format."""
+"""Where training rows come from, an extracted dataset or JSONL in WildFB's format, and where unusable ones go."""
 
 from __future__ import annotations
 
+import posixpath
+import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 
 from wildreward_ray.cluster.artifact import has_manifest, read_manifest
-from wildreward_ray.cluster.readers import json_lines
-from wildreward_ray.cluster.schema import MESSAGES
-from wildreward_ray.cluster.storage import Location, list_files, locate
+from wildreward_ray.cluster.json_readers import read_lines
+from wildreward_ray.cluster.records import Broken
+from wildreward_ray.cluster.schema import MESSAGES, QUARANTINE
+from wildreward_ray.cluster.storage import Location, list_files, locate, remove, upload_file
 from wildreward_ray.core.config.train import TrainConfig
 from wildreward_ray.core.errors import StorageError, UserError
 from wildreward_ray.core.scale import check_k
+from wildreward_ray.feedback import wildfb
 from wildreward_ray.feedback.split import assign
 from wildreward_ray.stages.dataset import SPLITS
-from wildreward_ray.stages.tokens import wildfb_rows
+from wildreward_ray.stages.tokens import TOKENS, check_label
 
 if TYPE_CHECKING:
     import ray.data
@@ -29,15 +37,38 @@ _ROWS = pa.schema(
         ("prompt", pa.string()),
         ("response", pa.string()),
         ("label", pa.int64()),
+        ("user_id", pa.string()),
+        ("language", pa.string()),
+        ("origin", pa.string()),
+        ("source", pa.string()),
+        ("position", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
     ]
 )
+_EXTRACTED = [
+    "interaction_id",
+    "history",
+    "prompt",
+    "response",
+    "label",
+    "label_probs",
+    "user_id",
+    "language",
+    "origin",
+]
+# `QUARANTINE` calls a row's id by the name that it has in extracted data.
+_QUARANTINED = {"interaction_id": "row_id", **{name: name for name in ("source", "position", "reason", "detail")}}
 _CHUNK_ROWS = 256
 _WILDFB_LEVELS = 4
 
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled rows: columns `row_id, history, prompt, response, label` and, of extracted datasets, `label_probs`.
+    """Labelled rows.
+
+    Columns are `row_id, history, prompt, response, label, user_id, language, origin`; of extracted datasets `label_probs`;
+    and of JSONL `source, position, reason, detail`, where `reason` isn't null for rows that can't be used.
 
     Attributes:
         k: number of levels.
@@ -75,65 +106,121 @@ def _from_extract(config: TrainConfig) -> Source:
             hint="extract it again with",
         )
     place = locate(root, flag="--dataset").child("dataset")
-    columns = ["interaction_id", "history", "prompt", "response", "label", "label_probs"]
 
     def rename(table: pa.Table) -> pa.Table:
-        return table.rename_columns(["row_id", *columns[1:]])
+        return table.rename_columns({"interaction_id": "row_id"})
 
     splits = {
-        split: ray.data.read_parquet(place.child(split).path, filesystem=place.fs, columns=columns).map_batches(
-            rename, batch_format="pyarrow"
-        )
+        split: ray.data.read_parquet(place.child(split).path, filesystem=place.fs)
+        .select_columns(_EXTRACTED)
+        .map_batches(rename, batch_format="pyarrow")
         for split in SPLITS
     }
     return Source(k, splits)
 
 
 def _from_jsonl(config: TrainConfig) -> Source:
-    """JSONL: files with `test` in their name are the test part; where there are none, rows are split by the hash of their id."""
     import ray.data
 
-    files = list_files(config.dataset, flag="--dataset", suffixes=(".jsonl",))
-    marked = [f for f in files if "test" in f.path.rsplit("/", 1)[-1]]
-    parts = (
-        {"train": [f for f in files if f not in marked], "test": marked} if marked else {"train": files, "test": files}
-    )
+    k = check_k(config.levels or _WILDFB_LEVELS)
+    files = split_files(list_files(config.dataset, flag="--dataset", suffixes=(".jsonl",)), config.dataset)
+    share = config.test_share if files["train"] == files["test"] else None
 
     def reader(split: str) -> ray.data.Dataset:
-        chosen = parts[split]
-        share = None if marked else config.test_share
+        chosen = files[split]
 
         def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
             for index in batch["file"]:
-                yield from _jsonl_tables(chosen[int(index)], split, share)
+                yield from jsonl_tables(chosen[int(index)], split, share, k)
 
-        items = ray.data.from_items([{"file": i} for i in range(len(chosen))], override_num_blocks=max(1, len(chosen)))
+        items = ray.data.from_items([{"file": i} for i in range(len(chosen))], override_num_blocks=len(chosen))
         return items.map_batches(read, batch_size=1)
 
-    if not parts["train"]:
-        raise UserError(f"{config.dataset!r} holds test files only", flag="--dataset")
-    return Source(check_k(config.levels or _WILDFB_LEVELS), {split: reader(split) for split in SPLITS})
+    return Source(k, {split: reader(split) for split in SPLITS})
 
 
-def _jsonl_tables(file: Location, split: str, test_share: float | None) -> Iterator[pa.Table]:
+def split_files(files: list[Location], uri: str) -> dict[str, list[Location]]:
+    """Files with `test` in their name are the test part; where there are none, both parts are rows of all files.
+
+    Raises:
+        UserError: there are test files only.
+    """
+    test = [f for f in files if "test" in posixpath.basename(f.path)]
+    if not test:
+        return {"train": files, "test": files}
+    train = [f for f in files if f not in test]
+    if not train:
+        raise UserError(f"{uri!r} holds test files only", flag="--dataset")
+    return {"train": train, "test": test}
+
+
+def jsonl_tables(file: Location, split: str, test_share: float | None, k: int) -> Iterator[pa.Table]:
+    """One side's rows of a WildFB file, in pieces; lines that can't be used are rows with a reason, each on one side.
+
+    Args:
+        test_share: expected share of users on the test side, or of rows that name no user: a hash decides, so that no user is
+            on both sides. None: all rows are on this side.
+        k: number of levels.
+
+    Raises:
+        UserError: a label that is no whole number in 1..k; names the file, the row and the label.
+        OSError: the file can't be read.
+    """
     rows = []
-    for row in wildfb_rows(json_lines(file, flag="--dataset")):
-        if test_share is None or assign(row["row_id"], test_share=test_share, salt="wildfb") == split:
+    for row in _jsonl_rows(file, k):
+        key = row["user_id"] or row["row_id"]
+        if test_share is None or assign(key, test_share=test_share, salt="wildfb") == split:
             rows.append(row)
         if len(rows) >= _CHUNK_ROWS:
-            yield _table(rows, file)
+            yield pa.Table.from_pylist(rows, schema=_ROWS)
             rows = []
-    yield _table(rows, file)
+    yield pa.Table.from_pylist(rows, schema=_ROWS)
 
 
-def _table(rows: list[dict[str, Any]], file: Location) -> pa.Table:
-    for row in rows:
-        if not isinstance(row["label"], int):
-            raise UserError(
-                f"row {row['row_id']!r} of {file.uri!r} has label {row['label']!r}: labels are whole numbers",
-                flag="--dataset",
-            )
-    return pa.Table.from_pylist(rows, schema=_ROWS)
+def _jsonl_rows(file: Location, k: int) -> Iterator[dict[str, Any]]:
+    for item in read_lines(file, None):
+        if isinstance(item, Broken):
+            reason = item.reason if item.reason == "not_an_object" else "damaged_line"
+            row = wildfb.unusable(item.position, reason, f"{item.reason}: {item.detail}")
+        else:
+            try:
+                row = wildfb.parse(item.value, item.position)
+                if row["reason"] is None:
+                    check_label(row["row_id"], row["label"], k)
+            except UserError as e:
+                raise UserError(f"{file.uri!r}: {e.problem}", flag=e.flag, hint=e.hint) from e
+        yield {**row, "source": file.uri, "position": item.position}
+
+
+def quarantine(source: Location, target: Location) -> dict[str, int]:
+    """Write what can't be used of `TOKENS` files to a Parquet file of `QUARANTINE` rows, and count it.
+
+    Args:
+        source: directory of `TOKENS` Parquet files.
+        target: the Parquet file; one of an earlier run is replaced, and there is none where every row can be used.
+
+    Returns:
+        Rows by reason, in the order of the reasons.
+
+    Raises:
+        OSError: `source` can't be read or `target` can't be written.
+    """
+    remove(target)
+    counts: Counter[str] = Counter()
+    found = pads.dataset(source.path, filesystem=source.fs, schema=TOKENS)
+    with tempfile.TemporaryDirectory(prefix="wildreward-") as folder:
+        file = Path(folder) / "quarantine.parquet"
+        with pq.ParquetWriter(file, QUARANTINE) as writer:
+            for batch in found.to_batches(
+                columns=list(_QUARANTINED.values()), filter=pads.field("reason").is_valid(), fragment_readahead=1
+            ):
+                counts.update(batch.column("reason").to_pylist())
+                columns = [batch.column(_QUARANTINED[name]) for name in QUARANTINE.names]
+                writer.write_batch(pa.record_batch(columns, schema=QUARANTINE))
+        if counts:
+            target.fs.create_dir(posixpath.dirname(target.path), recursive=True)
+            upload_file(file, target)
+    return dict(sorted(counts.items()))
 
 
 def _holds_jsonl(place: Location) -> bool:

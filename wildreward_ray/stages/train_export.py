@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from wildreward_ray.cluster.models import resolve_model
 from wildreward_ray.cluster.storage import Location, upload
 from wildreward_ray.core.config.train import TrainConfig
-from wildreward_ray.report.training import write_plots
 from wildreward_ray.reward.adapters import merge_adapters
 from wildreward_ray.reward.batching import padding_waste
 from wildreward_ray.reward.config import RewardConfig
@@ -68,6 +67,8 @@ def export(
     config: TrainConfig, reward: RewardConfig, target: Location, tokenizer: PreTrainedTokenizerBase, finished: Finished
 ) -> None:
     """Write the model and its figures to `target`; called on all workers at once, rank 0 writes."""
+    from wildreward_ray.report.training import write_plots
+
     weights = whole_weights(finished.trainer.layout.module)
     if finished.trainer.layout.world.rank != 0:
         return
@@ -82,6 +83,11 @@ def export(
         origins=test.origins,
         seed=config.seed,
     )
+    if calibration is not None:
+        # One that does worse on rows it wasn't fitted to is noise: it is reported and not applied.
+        adopted = held_out["calibration"]["nll"] < held_out["nll"]
+        held_out["calibration"]["adopted"] = adopted
+        calibration = calibration if adopted else None
     found = _metrics(config, reward, held_out, finished)
     final = reward.model_copy(update={"calibration": calibration})
     # The model in use may be sharded or wrapped; a fresh one takes the weights in.

@@ -43,8 +43,11 @@ class TrainMonitor:
     A run that goes on from a checkpoint does some steps again, which come out as before: they are reported once.
 
     Args:
-        total: optimizer steps of the whole run, once it is known.
         trackers: where curves go.
+
+    Attributes:
+        mailbox: takes what workers report, by `post` and `fail`.
+        starts: how often the workers began or went on.
     """
 
     def __init__(self, trackers: Trackers) -> None:
@@ -96,6 +99,8 @@ class TrainMonitor:
         for kind, letter in letters:
             if kind == "start":
                 self._started(letter)
+            elif kind == "lost":
+                print(f"[train] worker {letter['rank']} failed: {letter['reason']}", file=sys.stderr, flush=True)
             elif letter["step"] > self._seen[kind]:
                 self._seen[kind] = letter["step"]
                 self._log(kind, letter)

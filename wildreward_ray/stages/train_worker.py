@@ -18,7 +18,7 @@ import torch.distributed as dist
 from wildreward_ray.cluster.artifact import differences
 from wildreward_ray.cluster.checkpoints import CheckpointStore, CheckpointWriter, fetch, read_info
 from wildreward_ray.cluster.models import resolve_model
-from wildreward_ray.cluster.storage import Location
+from wildreward_ray.cluster.storage import Location, first_line, locate
 from wildreward_ray.core.config.train import SELECTABLE, TrainConfig
 from wildreward_ray.core.errors import StorageError, UserError
 from wildreward_ray.reward.adapters import add_adapters
@@ -58,17 +58,21 @@ class Job:
 
 def work(loop_config: dict[str, Any]) -> None:
     """A Ray Train worker from its start to its end; Ray Train starts it again after a loss, and it goes on where it was."""
-    import ray
+    import ray.train
 
     job: Job = loop_config["job"]
     try:
         with shared_rows(job) as (train, test):
             _Worker(job, train, test).run()
-    except StorageError:
-        raise  # a store or a node may be better the next time
-    except UserError as e:
-        # All workers find the same fault; starting them again would only find it again.
-        ray.get(job.mailbox.fail.remote(e))
+    except Exception as e:
+        if isinstance(e, UserError) and not isinstance(e, StorageError):
+            # All workers find the same fault; starting them again would only find it again.
+            ray.get(job.mailbox.fail.remote(e))
+            return
+        # Ray Train starts the workers again and keeps the reason to itself.
+        rank = ray.train.get_context().get_world_rank()
+        ray.get(job.mailbox.post.remote("lost", {"rank": rank, "reason": first_line(e) or type(e).__name__}))
+        raise
 
 
 @contextmanager
@@ -306,8 +310,6 @@ def resume_folder(uri: str, fingerprint: dict[str, Any]) -> Location:
     Raises:
         UserError: it is none, or was made with other data, another model or another objective.
     """
-    from wildreward_ray.cluster.storage import locate
-
     folder = locate(uri, flag="--resume-from")
     differing = differences(read_info(folder).get("fingerprint"), fingerprint)
     if differing:

@@ -51,7 +51,9 @@ class ObjectiveSection(Section):
         description="cumulative: logit j is that of P(level > j), as the paper has it; corn: of P(level > j) given level > j-1",
     )
     soft_targets: bool = Field(False, description="train on the judge's probabilities instead of its most likely level")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a row's target that is spread over all levels")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of a row's target that is spread over all levels"
+    )
     monotonicity: float = Field(
         0.0, ge=0, description="weight of a penalty on P(level > j+1) exceeding P(level > j); cumulative loss only"
     )
@@ -170,7 +172,8 @@ class TrainConfig(Section):
     )
     trust_remote_code: bool = Field(False, description="run model code that comes with the base model")
     resume_from: str | None = Field(
-        None, description="checkpoint directory of another run to go on from; its data, model and objective must be the same"
+        None,
+        description="checkpoint directory of another run to go on from; its data, model and objective must be the same",
     )
     overwrite: bool = Field(False, description="replace a whole reward model that stands at the output")
     workers: tuple[int, int] = Field(
@@ -181,7 +184,9 @@ class TrainConfig(Section):
     cpu_threads: int | None = Field(
         None, ge=1, description="threads of a CPU worker; default: the node's cores shared out"
     )
-    max_failures: int = Field(3, ge=-1, description="lost workers that are replaced before the run stops; -1: any number")
+    max_failures: int = Field(
+        3, ge=-1, description="lost workers that are replaced before the run stops; -1: any number"
+    )
     resize_interval_s: float = Field(60.0, gt=0, description="seconds between looks at whether more workers can be had")
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     optim: OptimSection = Field(default_factory=OptimSection)

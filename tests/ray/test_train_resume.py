@@ -1,0 +1,189 @@
+"""Training that is killed, moved to other workers or told to leave ends with the weights of a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.ray.helpers import ROOT, environment, json_lines_of, kill_when, wildreward, write_json_lines
+from tests.ray.s3 import S3Server
+from tests.ray.test_train import wildfb_record
+from wildreward_ray.core.config.train import TrainConfig
+from wildreward_ray.core.errors import UserError
+from wildreward_ray.stages import train
+
+ROWS, EVERY = 400, 25
+# Weights of a step depend on the order in which floats are added, and 150 steps carry that on.
+TOLERANCE = 2e-4
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    return write_json_lines(file, [wildfb_record(i, 1 + i % 4) for i in range(ROWS)])
+
+
+def flags(rows: str, base: str, output: Path | str, workers: str = "1", *more: str) -> list[str]:
+    return [
+        *("train", "--dataset", rows, "--base", base, "--output", str(output), "--workers", workers),
+        *("--epochs", "3", "--max-length", "64", "--num-cpus", "0.5", "--checkpoint.every", str(EVERY)),
+        *("--optim.global-batch", "8", "--optim.learning-rate", "1e-4", "--optim.token-budget", "256"),
+        # More epochs than this test has time for would be needed for evaluations to matter.
+        *("--eval.every", "1000", "--eval.bootstrap", "0", "--tracking.kinds", "tensorboard", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(rows: str, tiny_policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    finished = wildreward(*flags(rows, tiny_policy, output))
+    assert finished.returncode == 0, finished.stderr
+    return output
+
+
+def assert_same_run(output: Path, expected: Path) -> list[dict[str, Any]]:
+    """The same weights and losses, and every step once. Returns the curve."""
+    curve, wanted = json_lines_of(output / "curve.jsonl"), json_lines_of(expected / "curve.jsonl")
+    assert [record["step"] for record in curve] == list(range(1, len(wanted) + 1))
+    assert [r["loss"] for r in curve] == pytest.approx([r["loss"] for r in wanted], abs=TOLERANCE)
+    assert [r["tokens"] for r in curve] == [r["tokens"] for r in wanted]
+    weights, wanted_weights = load_file(output / "model.safetensors"), load_file(expected / "model.safetensors")
+    for name, weight in wanted_weights.items():
+        assert torch.allclose(weights[name], weight, atol=TOLERANCE, rtol=0), name
+    return curve
+
+
+def worker_processes() -> list[int]:
+    """Processes of Ray Train workers."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"RayTrainWorker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def whole(output: Path) -> list[int]:
+    files = (output / "_unfinished" / "checkpoints").glob("step-*/checkpoint.json")
+    return sorted(int(file.parent.name.removeprefix("step-")) for file in files)
+
+
+def test_two_workers_one_killed_then_the_driver_then_one_worker_then_two_again(
+    rows: str, tiny_policy: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    killed: list[int] = []
+
+    def first_kill() -> bool:
+        """Kill a worker at the first checkpoint; the driver is killed at one that its successor wrote."""
+        if not killed and whole(output):
+            killed.append(whole(output)[-1])
+            os.kill(worker_processes()[0], signal.SIGKILL)
+        return bool(killed) and whole(output)[-1] >= killed[0] + EVERY
+
+    kill_when(flags(rows, tiny_policy, output, "2"), first_kill)
+    after_two = whole(output)[-1]
+    kill_when(flags(rows, tiny_policy, output, "1"), lambda: whole(output)[-1] >= after_two + EVERY)
+    assert (output / "manifest.json").exists() is False
+    last = wildreward(*flags(rows, tiny_policy, output, "2"))
+    assert last.returncode == 0, last.stderr
+    assert "going on after step" in last.stderr
+    curve = assert_same_run(output, undisturbed)
+    assert {record["workers"] for record in curve} == {1, 2}
+
+
+def test_a_cluster_that_loses_a_node_on_notice_and_gets_another_trains_on_with_what_it_has(
+    rows: str, tiny_policy: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    """The notice makes a checkpoint at once, the run shrinks to one worker and grows again, and no step is lost."""
+    output = tmp_path / "out"
+    elastic = flags(rows, tiny_policy, output, "1..2", "--resize-interval-s", "2", "--num-cpus", "1")
+    # Enough steps for two restarts; what is compared is the part that both runs have.
+    command = [*elastic[1:], "--epochs", "12", "--optim.schedule", "constant"]
+    env = environment(WILDREWARD_TEST_COMMAND=json.dumps(command), WILDREWARD_TEST_EVERY=str(EVERY))
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.ray.train_nodes", str(output)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=env,
+        cwd=ROOT,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    curve = json_lines_of(output / "curve.jsonl")
+    assert [record["step"] for record in curve] == list(range(1, len(curve) + 1))
+    assert {record["workers"] for record in curve} == {1, 2}
+
+
+def test_a_run_on_s3_goes_on_from_the_checkpoints_it_has_there(
+    s3: S3Server, rows: str, tiny_policy: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    s3.configure()
+    s3.make_bucket("training")
+    client = s3.client()
+
+    def keys() -> set[str]:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket="training")
+        return {item["Key"] for page in pages for item in page.get("Contents", [])}
+
+    command = flags(rows, tiny_policy, "s3://training/out", "1")
+    kill_when(command, lambda: any(key.endswith("checkpoint.json") for key in keys()), env=s3.environment)
+    last = wildreward(*command, env=s3.environment)
+    assert last.returncode == 0, last.stderr
+    assert "going on after step" in last.stderr
+    (tmp_path / "out").mkdir()
+    for name in ("curve.jsonl", "model.safetensors"):
+        client.download_file("training", f"out/{name}", str(tmp_path / "out" / name))
+    assert_same_run(tmp_path / "out", undisturbed)
+    left = keys()
+    assert not any("_unfinished" in key for key in left)
+    assert any(key.startswith("out/tracking/tensorboard/") for key in left)
+
+
+def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint_which_can_be_gone_on_from(
+    ray_session: None, rows: str, tiny_policy: str, tmp_path: Path
+) -> None:
+    settings = {
+        "dataset": rows,
+        "base": tiny_policy,
+        "max_length": 64,
+        "limit": 40,
+        "optim.global_batch": 8,
+        "eval.bootstrap": 0,
+        "checkpoint.every": 1,
+    }
+    broken = {**settings, "output": str(tmp_path / "broken"), "optim.learning_rate": 1e30, "optim.warmup_share": 0}
+    with pytest.raises(UserError, match=r"step 2: the loss is .*last good checkpoint is .*step-00000001") as caught:
+        train.run(TrainConfig.load(None, broken))
+    assert caught.value.flag == "--optim.learning-rate"
+    good = str(tmp_path / "broken" / "_unfinished" / "checkpoints" / "step-00000001")
+    other = {**settings, "output": str(tmp_path / "other"), "max_length": 32, "resume_from": good}
+    with pytest.raises(UserError, match=r"differs in max_length") as caught:
+        train.run(TrainConfig.load(None, other))
+    assert caught.value.flag == "--resume-from"
+    nothing = {**settings, "output": str(tmp_path / "nothing"), "resume_from": str(tmp_path)}
+    with pytest.raises(UserError, match=r"no whole checkpoint") as caught:
+        train.run(TrainConfig.load(None, nothing))
+    assert caught.value.flag == "--resume-from"
+
+
+def test_settings_that_change_what_is_learnt_are_not_mixed_into_an_unfinished_run(
+    ray_session: None, rows: str, tiny_policy: str, tmp_path: Path
+) -> None:
+    settings = {"dataset": rows, "base": tiny_policy, "output": str(tmp_path / "out"), "limit": 40, "max_length": 64}
+    with pytest.raises(UserError):
+        train.run(TrainConfig.load(None, {**settings, "optim.learning_rate": 1e30, "optim.global_batch": 8}))
+    with pytest.raises(UserError, match=r"unfinished run that differs in config\.optim\.learning_rate") as caught:
+        train.run(TrainConfig.load(None, {**settings, "optim.learning_rate": 1e-5, "optim.global_batch": 8}))
+    assert caught.value.flag == "--overwrite"
