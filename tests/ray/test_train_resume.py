@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def test_two_workers_one_killed_then_the_driver_then_one_worker_then_two_again(
         return bool(killed) and whole(output)[-1] >= killed[0] + EVERY
 
     kill_when(flags(rows, tiny_policy, output, "2"), first_kill)
+    while worker_processes():
+        time.sleep(0.1)  # they notice that their node is gone, and may finish a checkpoint before
     after_two = whole(output)[-1]
     kill_when(flags(rows, tiny_policy, output, "1"), lambda: whole(output)[-1] >= after_two + EVERY)
     assert (output / "manifest.json").exists() is False

@@ -101,7 +101,8 @@ def test_mlflow_holds_settings_curves_and_the_end(tmp_path: Path, mlflow_client:
 
 
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run(tmp_path: Path, mlflow_client: Any) -> None:
-    opened(tmp_path, "mlflow").close({})
+    opened(tmp_path, "mlflow").close({}, failed=True)
+    assert only_run(mlflow_client).info.status == "FAILED"
     resumed = opened(tmp_path, "mlflow", first_step=8, settings={**SETTINGS, "base": "another"})
     assert only_run(mlflow_client).info.status == "RUNNING"
     resumed.log(8, {"loss": 0.1})
@@ -143,8 +144,8 @@ def test_nobody_waits_for_a_slow_server_before_the_end() -> None:
             answered.wait(20)
             seen.append((step, dict(values)))
 
-        def close(self, summary: Mapping[str, float]) -> None:
-            seen.append(dict(summary))
+        def close(self, summary: Mapping[str, float], *, failed: bool = False) -> None:
+            seen.append((dict(summary), failed))
 
     trackers = Trackers([_Background(_Guarded("slow", Slow()))])
     values: dict[str, float | None] = {"loss": 1.0}
@@ -154,7 +155,7 @@ def test_nobody_waits_for_a_slow_server_before_the_end() -> None:
     assert seen == []
     answered.set()
     trackers.close({"auc": 0.8})
-    assert seen == [(1, {"loss": 1.0}), (2, {"loss": 2.0}), {"auc": 0.8}]
+    assert seen == [(1, {"loss": 1.0}), (2, {"loss": 2.0}), ({"auc": 0.8}, False)]
 
 
 def test_a_server_that_is_not_there_is_an_error_at_the_start_that_tells_no_password(
@@ -205,3 +206,4 @@ def test_wandb_holds_curves_and_the_end_but_nothing_that_was_printed(
     assert b"eval/auc" not in content
     assert b"hunter2" not in content
     assert b"what a user said" not in content
+    assert not [path for path in tmp_path.rglob("*") if path.is_symlink() and path.is_dir()]

@@ -43,7 +43,9 @@ def rows_of(file: Location, split: str, test_share: float | None = 0.3, k: int =
 
 def tokens_of(rows: list[Row], base: str, k: int = 4) -> list[Row]:
     # Columns as they come from a reader, with nulls for what a row lacks.
-    found: list[Row] = TokeniseBatch(base, TEMPLATE, 12, k, False)(pa.Table.from_pylist(rows)).to_pylist()
+    found: list[Row] = TokeniseBatch(base, TEMPLATE, 12, k, False)(
+        pa.Table.from_pylist([{**row, "split": "train"} for row in rows])
+    ).to_pylist()
     return found
 
 

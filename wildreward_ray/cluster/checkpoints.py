@@ -95,6 +95,8 @@ class CheckpointWriter:
 
         begin = time.monotonic()
         self.wait()
+        # As things stand now: the caller may go on filling what it handed over.
+        text = json.dumps(info) + "\n"
         target = self._store.folder(step)
         scratch = None if target.is_local else Path(tempfile.mkdtemp(prefix="wildreward-checkpoint-"))
         folder = Path(target.path) if scratch is None else scratch
@@ -106,7 +108,7 @@ class CheckpointWriter:
             no_dist=self._size == 1,
         )
         self._thread = threading.Thread(
-            target=self._finish, args=(pending, scratch, target, info), name="checkpoint", daemon=True
+            target=self._finish, args=(pending, scratch, target, text), name="checkpoint", daemon=True
         )
         self._thread.start()
         self.stalls.append(time.monotonic() - begin)
@@ -127,7 +129,7 @@ class CheckpointWriter:
                 flag="--output",
             ) from error
 
-    def _finish(self, pending: Any, scratch: Path | None, target: Location, info: dict[str, Any]) -> None:
+    def _finish(self, pending: Any, scratch: Path | None, target: Location, text: str) -> None:
         """Wait for this worker's file and for all others', then put up the mark that makes the checkpoint whole."""
         try:
             pending.result()
@@ -139,7 +141,7 @@ class CheckpointWriter:
 
                 dist.barrier(group=self._group)
             if self._rank == 0:
-                target.child(INFO).write_bytes((json.dumps(info) + "\n").encode())
+                target.child(INFO).write_bytes(text.encode())
                 self._store.prune(self._keep)
         except Exception as e:  # raised where training meets it, by `wait`
             self._error = e

@@ -24,8 +24,8 @@ class Tracker(Protocol):
         """Numbers at an optimizer step."""
         ...
 
-    def close(self, summary: Mapping[str, float]) -> None:
-        """The numbers the run ended with, logged as `final/NAME`; nothing may be logged after it."""
+    def close(self, summary: Mapping[str, float], *, failed: bool = False) -> None:
+        """The numbers the run ended with, logged as `final/NAME`, and how it ended; nothing may be logged after it."""
         ...
 
 
@@ -61,7 +61,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = opening.folder / "tensorboard"
-        self._writer: Any = SummaryWriter(str(folder), purge_step=opening.first_step)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder), purge_step=opening.first_step)
         self._step = opening.first_step
         if opening.first_step <= 1:
             lines = (f"    {name}: {value}" for name, value in opening.settings.items())
@@ -74,7 +74,7 @@ class TensorBoard:
         # The caller copies the folder with each checkpoint.
         self._writer.flush()
 
-    def close(self, summary: Mapping[str, float]) -> None:
+    def close(self, summary: Mapping[str, float], *, failed: bool = False) -> None:
         self.log(self._step, _final(summary))
         self._writer.close()
 
@@ -109,9 +109,9 @@ class Mlflow:
         now_ms = int(time.time() * 1000)
         self._client.log_batch(self._id, metrics=[Metric(name, value, now_ms, step) for name, value in values.items()])
 
-    def close(self, summary: Mapping[str, float]) -> None:
+    def close(self, summary: Mapping[str, float], *, failed: bool = False) -> None:
         self.log(self._step, _final(summary))
-        self._client.set_terminated(self._id)
+        self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
 
 
 class WandB:
@@ -129,17 +129,18 @@ class WandB:
             id=earlier,
             resume=None if earlier is None else "allow",
             reinit="create_new",
-            # What a worker prints may quote conversations: only numbers and settings are sent.
-            settings=wandb.Settings(console="off"),
+            # What is printed may quote conversations: only numbers and settings are sent. And a link to the latest run
+            # would point into nowhere once the folder has been moved.
+            settings=wandb.Settings(console="off", symlink=False),
         )
         opening.remember("wandb", self._run.id)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
-    def close(self, summary: Mapping[str, float]) -> None:
+    def close(self, summary: Mapping[str, float], *, failed: bool = False) -> None:
         self._run.summary.update(_final(summary))
-        self._run.finish()
+        self._run.finish(exit_code=int(failed))
 
 
 def _final(summary: Mapping[str, float]) -> dict[str, float]:

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ _MESSAGE = 400
 
 
 class Trackers:
-    """Several trackers as one. Neither `log` nor `close` raises; values that are None, NaN or infinite are left out."""
+    """Several trackers as one. A tracker that fails raises in neither `log` nor `close`; None, NaN and infinity are left out."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = trackers
@@ -42,10 +41,15 @@ class Trackers:
             for tracker in self._trackers:
                 tracker.log(step, known)
 
-    def close(self, summary: Mapping[str, float | None]) -> None:
-        """Log the numbers the run ended with as `final/NAME` and wait, up to two minutes a tracker, until all is sent."""
+    def close(self, summary: Mapping[str, float | None], *, failed: bool = False) -> None:
+        """Log the numbers the run ended with as `final/NAME` and wait, up to two minutes a tracker, until all is sent.
+
+        Args:
+            summary: numbers by name.
+            failed: list the run as failed, in the trackers that tell.
+        """
         for tracker in self._trackers:
-            tracker.close(_finite(summary))
+            tracker.close(_finite(summary), failed=failed)
 
 
 def open_trackers(
@@ -86,7 +90,7 @@ def open_trackers(
         try:
             trackers.append(_Guarded(kind, _OPENERS[kind](opening)))
         except Exception as error:
-            Trackers(trackers).close({})
+            Trackers(trackers).close({}, failed=True)
             raise UserError(
                 f"tracker {kind} can't be opened: {_message(error)}", flag=_FLAG, hint=_HINTS.get(kind)
             ) from error
@@ -114,8 +118,8 @@ class _Guarded:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._attempt(f"at step {step}", partial(self._tracker.log, step, values))
 
-    def close(self, summary: Mapping[str, float]) -> None:
-        self._attempt("at the end of the run", partial(self._tracker.close, summary))
+    def close(self, summary: Mapping[str, float], *, failed: bool = False) -> None:
+        self._attempt("at the end of the run", partial(self._tracker.close, summary, failed=failed))
         self._on = False
 
     def _attempt(self, when: str, action: Callable[[], None]) -> None:
@@ -142,8 +146,8 @@ class _Background:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._todo.put(partial(self._tracker.log, step, dict(values)))
 
-    def close(self, summary: Mapping[str, float]) -> None:
-        self._todo.put(partial(self._tracker.close, dict(summary)))
+    def close(self, summary: Mapping[str, float], *, failed: bool = False) -> None:
+        self._todo.put(partial(self._tracker.close, dict(summary), failed=failed))
         self._todo.put(None)
         self._thread.join(_CLOSE_S)
         if self._thread.is_alive():
@@ -172,11 +176,7 @@ def _check_installed(kind: str) -> None:
 
 def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
     """The values that are finite numbers: the others would be drawn as zero or refused, depending on the tracker."""
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,26 +11,33 @@ from wildreward_ray.report.figures import BLUE, INK, ORANGE, SKY, SOFT, finish, 
 from wildreward_ray.report.values import decimal, items, mapping, number, rows
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _Z95 = 1.959964
 
 
 def reliability(held_out: Mapping[str, Any]) -> Figure | None:
-    """Observed over predicted share of positive labels, before and after calibration."""
+    """Observed over predicted share of positive labels, before and after calibration. None without bins.
+
+    Args:
+        held_out: with `reliability`, `ece`, `reliability_calibrated` and `calibration`, as `training.write_plots` has it.
+    """
     calibration = mapping(held_out.get("calibration"))
     method = calibration.get("method")
     after = f"after calibration ({method})" if method else "after calibration"
+    calibrated = rows(held_out.get("reliability_calibrated"))
+    before = "before calibration" if calibrated else "not calibrated"
     series = [
-        ("before calibration", rows(held_out.get("reliability")), held_out.get("ece"), BLUE, "o", -1),
-        (after, rows(held_out.get("reliability_calibrated")), calibration.get("ece"), ORANGE, "s", 1),
+        (before, rows(held_out.get("reliability")), held_out.get("ece"), BLUE, "o"),
+        (after, calibrated, calibration.get("ece"), ORANGE, "s"),
     ]
     if not any(bins for _, bins, *_ in series):
         return None
     figure = new_figure(8.8)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1.2, linestyle="--", label="as often as predicted")
-    for name, bins, ece, color, mark, _side in series:
+    for name, bins, ece, color, mark in series:
         if not bins:
             continue
         predicted, observed, counts = ([float(b[key]) for b in bins] for key in ("predicted", "observed", "count"))
@@ -48,7 +55,11 @@ def reliability(held_out: Mapping[str, Any]) -> Figure | None:
 
 
 def confusion(held_out: Mapping[str, Any]) -> Figure | None:
-    """Labels by rounded scores: counts in cells that are the darker the larger their share of the row."""
+    """Labels by rounded scores: counts in cells that are the darker the larger their share of the row. None without counts.
+
+    Raises:
+        ValueError: `held_out["confusion"]` isn't square.
+    """
     cells = [[int(n) for n in items(row)] for row in items(held_out.get("confusion"))]
     if not any(map(any, cells)):
         return None
@@ -64,19 +75,8 @@ def confusion(held_out: Mapping[str, Any]) -> Figure | None:
             color = "white" if shares[i][j] > 0.68 else INK
             written = f"{n:,}\n{_percent(shares[i][j])}" if n else "0"
             axes.text(j, i, written, ha="center", va="center", color=color, fontsize=11 if k <= 6 else 9)
-    levels = range(1, k + 1)
-    axes.set_xticks(range(k), [str(level) for level in levels])
-    axes.set_yticks(range(k), [f"{level}  ({sum(row):,} rows)" for level, row in zip(levels, cells, strict=True)])
-    # White gaps between the cells.
-    axes.set_xticks([x + 0.5 for x in range(k - 1)], minor=True)
-    axes.set_yticks([y + 0.5 for y in range(k - 1)], minor=True)
+    _name_cells(axes, [sum(row) for row in cells])
     title(axes, f"Label and rounded score{_of(held_out)}")
-    finish(axes, "score, rounded to a level", "label (level)")
-    axes.grid(False)
-    axes.grid(True, which="minor", color="white", linewidth=2)
-    axes.tick_params(which="both", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
     bar = figure.colorbar(image, ax=axes, pad=0.02, format="{x:.0%}")
     bar.set_label("share of the rows of that label", color=SOFT, fontsize=11)
     bar.ax.tick_params(colors=SOFT, labelsize=10)
@@ -84,8 +84,28 @@ def confusion(held_out: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
+def _name_cells(axes: Axes, sizes: list[int]) -> None:
+    """Levels along both axes, the rows of each label, and white gaps between the cells."""
+    k = len(sizes)
+    levels = range(1, k + 1)
+    axes.set_xticks(range(k), [str(level) for level in levels])
+    axes.set_yticks(range(k), [f"{level}  ({n:,} rows)" for level, n in zip(levels, sizes, strict=True)])
+    axes.set_xticks([x + 0.5 for x in range(k - 1)], minor=True)
+    axes.set_yticks([y + 0.5 for y in range(k - 1)], minor=True)
+    finish(axes, "score, rounded to a level", "label (level)")
+    axes.grid(False)
+    axes.grid(True, which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
 def scores(held_out: Mapping[str, Any]) -> Figure | None:
-    """One histogram of scores a level, one below the other on the same scale."""
+    """One histogram of scores a level, one below the other on the same scale. None without counts.
+
+    Raises:
+        ValueError: in `held_out["scores"]` a level's `counts` aren't one fewer than the `edges`.
+    """
     found = mapping(held_out.get("scores"))
     edges = [float(e) for e in items(found.get("edges"))]
     counts = [[float(n) for n in items(level)] for level in items(found.get("counts"))]
@@ -103,7 +123,7 @@ def scores(held_out: Mapping[str, Any]) -> Figure | None:
         axes.stairs(share, edges, color=BLUE, linewidth=1.2, zorder=3)
         if any(level):
             mean = sum(at * n for at, n in zip(centres, share, strict=True))
-            axes.axvline(mean, color=INK, linewidth=1.6, label="mean score (of the bins)", zorder=4)
+            axes.axvline(mean, color=INK, linewidth=1.6, label="mean (of bins)", zorder=4)
         finish(axes, "score" if i == len(counts) - 1 else "", "")
         axes.set_ylabel(
             f"label {i + 1}\n{sum(level):,.0f} rows", rotation=0, ha="right", va="center", fontsize=11, labelpad=14
@@ -112,7 +132,9 @@ def scores(held_out: Mapping[str, Any]) -> Figure | None:
     room = 0.01 * (edges[-1] - edges[0])
     panels[0].set_xlim(edges[0] - room, edges[-1] + room)
     panels[0].set_xticks(range(1, len(counts) + 1))
-    panels[0].legend(fontsize=10, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    # A level without rows has no mean to explain.
+    marks = max((axes.get_legend_handles_labels()[0] for axes in panels), key=len)
+    panels[0].legend(handles=marks, fontsize=10, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     title(panels[0], f"Scores by label, share of its rows{_of(held_out)}")
     return figure
 

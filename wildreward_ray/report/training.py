@@ -71,18 +71,18 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     return [math.fsum(part) / len(part) for part in around]
 
 
-def _curves(curve: list[Mapping[str, Any]], evals: list[Mapping[str, Any]]) -> Figure | None:
+def _curves(curve: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Loss above, learning rate and gradient norm in the middle, held-out metrics below."""
     panels: list[list[Callable[[Axes], None]]] = [
         [partial(draw, points=points) for draw, key in row if (points := _points(curve, key))]
         for row in ([(_draw_loss, "loss")], [(_draw_rate, "learning_rate"), (_draw_norm, "grad_norm")])
     ]
-    held_out = (("Held-out rows: higher is better", _HIGHER), ("Held-out rows: lower is better", _LOWER))
+    measured = (("Held-out rows: higher is better", _HIGHER), ("Held-out rows: lower is better", _LOWER))
     panels.append(
         [
-            partial(_draw_metrics, lines=lines, title=title)
-            for title, names in held_out
-            if (lines := [(name, _points(evals, key), *style) for key, name, *style in names if _points(evals, key)])
+            partial(_draw_metrics, lines=lines, what=what)
+            for what, names in measured
+            if (lines := [(name, p, color, mark) for key, name, color, mark in names if (p := _points(evals, key))])
         ]
     )
     layout = [(row, height) for row, height in zip(panels, (3.4, 2.9, 2.9), strict=True) if row]
@@ -92,11 +92,13 @@ def _curves(curve: list[Mapping[str, Any]], evals: list[Mapping[str, Any]]) -> F
     figure = new_figure(0.4 + sum(heights))
     steps = [step for r in (*curve, *evals) if (step := number(r.get("step"))) is not None]
     room = max(0.5, 0.02 * (max(steps) - min(steps)))
-    for (row, _), box in zip(layout, figure.add_gridspec(len(layout), 1, height_ratios=heights), strict=True):
-        for draw, cell in zip(row, box.subgridspec(1, len(row)), strict=True):
-            axes = figure.add_subplot(cell)
+    grid = figure.add_gridspec(len(layout), 1, height_ratios=heights)
+    for at, (row, _) in enumerate(layout):
+        cells = grid[at].subgridspec(1, len(row))
+        for column, draw in enumerate(row):
+            axes = figure.add_subplot(cells[column])
             for i, start in enumerate(_epoch_starts(curve)):
-                name = "a new epoch begins" if i == 0 and draw is layout[0][0][0] else None
+                name = "a new epoch begins" if i == at == column == 0 else None
                 axes.axvline(start, color=SOFT, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1, label=name)
             draw(axes)
             finish(axes, "optimizer step", "")
@@ -113,7 +115,7 @@ def _draw_loss(axes: Axes, points: _Points) -> None:
         window = max(3, len(points) // _SMOOTH_SHARE) | 1
         axes.plot(steps, losses, color=SKY, linewidth=0.7, alpha=0.8, label="each step")
         axes.plot(steps, running_mean(losses, window), color=BLUE, linewidth=2.2, label=f"mean of {window} steps")
-        legend(axes)
+    legend(axes)
     title(axes, "Training loss (mean over the rows of a step)")
 
 
@@ -134,7 +136,7 @@ def _draw_norm(axes: Axes, points: _Points) -> None:
     title(axes, "Gradient norm (before clipping)", pad=16)
 
 
-def _draw_metrics(axes: Axes, lines: list[tuple[str, _Points, str, str]], title: str) -> None:
+def _draw_metrics(axes: Axes, lines: list[tuple[str, _Points, str, str]], what: str) -> None:
     for name, points, color, mark in lines:
         label = f"{name}, last {decimal(points[-1][1])}"
         axes.plot(*_columns(points), color=color, linewidth=1.8, marker=mark, markersize=5, label=label)
@@ -145,7 +147,7 @@ def _draw_metrics(axes: Axes, lines: list[tuple[str, _Points, str, str]], title:
     axes.set_ylim(low, low + (high - low) / (0.92 - 0.11 * len(lines)))
     axes.set_yticks(ticks)
     legend(axes)
-    title(axes, title)
+    title(axes, what)
 
 
 def _whole_steps() -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from wildreward_ray.cluster.models import resolve_model
+from wildreward_ray.cluster.storage import Location
 from wildreward_ray.core.config.train import TrainConfig
 from wildreward_ray.core.errors import UserError
 from wildreward_ray.core.template import RewardTemplate
@@ -34,6 +37,7 @@ TOKENS = pa.schema(
     ]
 )
 _COMPUTED = ("input_ids", "length")
+_SPLIT = "split"
 
 
 class TokeniseBatch:
@@ -63,7 +67,7 @@ class TokeniseBatch:
             self._encoder.encode_batch([(row["history"] or [], row["prompt"], row["response"]) for row in usable])
         )
         out = [_token_row(row, next(encoded) if row.get("reason") is None else []) for row in rows]
-        return pa.Table.from_pylist(out, schema=TOKENS)
+        return pa.Table.from_pylist(out, schema=TOKENS).append_column(_SPLIT, table[_SPLIT])
 
 
 def check_label(row_id: str, label: Any, k: int) -> int:
@@ -82,17 +86,48 @@ def _token_row(row: dict[str, Any], ids: list[int]) -> dict[str, Any]:
     return {**passed, "input_ids": ids, "length": len(ids)}
 
 
-def tokenise(
-    dataset: ray.data.Dataset, config: TrainConfig, *, template: str, max_length: int, k: int
-) -> ray.data.Dataset:
-    """A streaming dataset of `TOKENS` rows."""
+def write_tokens(
+    splits: Mapping[str, ray.data.Dataset],
+    target: Location,
+    config: TrainConfig,
+    *,
+    template: str,
+    max_length: int,
+    k: int,
+) -> None:
+    """Write the `TOKENS` rows of every split as Parquet to its `split_folder`, all in one streaming pass.
+
+    Raises:
+        UserError: a label outside 1..k, or a template or tokenizer that can't be used.
+    """
     import ray.data
 
-    return dataset.map_batches(
-        TokeniseBatch,
-        fn_constructor_args=(config.base, template, max_length, k, config.trust_remote_code),
-        batch_size=256,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8),
-        num_cpus=0.5,
+    tagged = [rows.map_batches(partial(_tag, split), batch_format="pyarrow") for split, rows in splits.items()]
+    tokens = (
+        tagged[0]
+        .union(*tagged[1:])
+        .map_batches(
+            TokeniseBatch,
+            fn_constructor_args=(config.base, template, max_length, k, config.trust_remote_code),
+            batch_size=256,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8),
+            num_cpus=0.5,
+        )
     )
+    for split in splits:
+        folder = split_folder(target, split)
+        folder.fs.create_dir(folder.path, recursive=True)
+    tokens.write_parquet(target.path, filesystem=target.fs, try_create_dir=False, partition_cols=[_SPLIT])
+    for split in splits:
+        if not split_folder(target, split).names():
+            split_folder(target, split).child("empty.parquet").write_table(TOKENS.empty_table())
+
+
+def split_folder(tokens: Location, split: str) -> Location:
+    """Where `write_tokens` puts the rows of a split."""
+    return tokens.child(f"{_SPLIT}={split}")
+
+
+def _tag(split: str, table: pa.Table) -> pa.Table:
+    return table.append_column(_SPLIT, pa.array([split] * table.num_rows, pa.string()))

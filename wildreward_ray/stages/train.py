@@ -34,8 +34,8 @@ from wildreward_ray.reward.pretrained import (
     max_positions,
     set_padding,
 )
-from wildreward_ray.stages.dataset import SPLITS, write_parquet
-from wildreward_ray.stages.tokens import TOKENS, tokenise
+from wildreward_ray.stages.dataset import SPLITS
+from wildreward_ray.stages.tokens import TOKENS, split_folder, write_tokens
 from wildreward_ray.stages.train_data import open_source, quarantine
 from wildreward_ray.stages.train_export import CURVE, METRICS
 from wildreward_ray.stages.train_monitor import TrainMonitor
@@ -122,16 +122,14 @@ def _tokens(config: TrainConfig, reward: RewardConfig, work: Location) -> dict[s
         kept: dict[str, Any] = json.loads(done.read_bytes())
         return kept
     source = open_source(config)
-    bad: dict[str, dict[str, int]] = {}
-    for split in SPLITS:
-        target = work.child(_TOKENS).child(split)
-        remove(target)  # of a run that was killed here
-        rows = tokenise(
-            source.splits[split], config, template=reward.template, max_length=reward.max_length, k=source.k
-        )
-        write_parquet(rows, target, TOKENS)
-        bad[split] = quarantine(target, work.child("quarantine").child(f"{split}.parquet"))
-    _check_usable(config, work.child(_TOKENS).child("train"), bad["train"])
+    target = work.child(_TOKENS)
+    remove(target)  # of a run that was killed here
+    write_tokens(source.splits, target, config, template=reward.template, max_length=reward.max_length, k=source.k)
+    bad = {
+        split: quarantine(split_folder(target, split), work.child("quarantine").child(f"{split}.parquet"))
+        for split in SPLITS
+    }
+    _check_usable(config, split_folder(target, "train"), bad["train"])
     found = {"levels": source.k, "quarantined": bad}
     done.write_bytes(json.dumps(found).encode())
     return found
@@ -166,8 +164,8 @@ def _fit(config: TrainConfig, reward: RewardConfig, work_place: Location, data: 
                 config=config,
                 reward=reward,
                 run_id=run_id,
-                train=tokens.child("train"),
-                test=tokens.child("test"),
+                train=split_folder(tokens, "train"),
+                test=split_folder(tokens, "test"),
                 checkpoints=checkpoints,
                 model=model,
                 fingerprint=fingerprint,
@@ -236,7 +234,7 @@ def _trackers(config: TrainConfig, work_place: Location, *, first_step: int) -> 
         try:
             yield trackers
         except BaseException:
-            trackers.close({})
+            trackers.close({}, failed=True)
             raise
         finally:
             if not target.is_local:
