@@ -72,11 +72,9 @@ def cluster() -> Iterator[Cluster]:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End the cluster's own processes; `ray stop` would end those of every cluster on this machine."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
 
 
 def _wait_for(cluster: Cluster, process: subprocess.Popen[bytes]) -> None:

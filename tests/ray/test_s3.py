@@ -14,6 +14,9 @@ from tests.ray.judge_server import JudgeServer, judge_flags, judge_server
 from tests.ray.s3 import S3Server
 from tests.ray.s3_proxy import Faults
 
+# Interactions: enough chunks for every kind of fault to be met several times.
+LIMIT = 240
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[JudgeServer]:
@@ -57,14 +60,15 @@ def extract(s3: S3Server, server: JudgeServer, bucket: str, *more: str) -> Any:
         "--judge.batch-size",
         "16",
     ]
-    return wildreward(*command, "--hindsight.enabled", "false", *judge_flags(server), *more, env=s3.environment)
+    small = ["--limit", str(LIMIT), "--hindsight.enabled", "false"]
+    return wildreward(*command, *small, *judge_flags(server), *more, env=s3.environment)
 
 
 def test_throttling_and_dropped_connections_change_no_row(
     s3: S3Server, server: JudgeServer, bucket: str, sample: str, tmp_path: Path
 ) -> None:
     local = tmp_path / "local"
-    flags = ["--judge.batch-size", "16", "--hindsight.enabled", "false", *judge_flags(server)]
+    flags = ["--judge.batch-size", "16", "--limit", str(LIMIT), "--hindsight.enabled", "false", *judge_flags(server)]
     assert wildreward("extract", "--input", sample, "--output", str(local), *flags).returncode == 0
     s3.configure(Faults(slow_down_every=13, drop_every=7))
     finished = extract(s3, server, bucket)
@@ -118,4 +122,4 @@ def test_store_that_fails_for_good_stops_the_run_and_the_same_command_finishes_i
     assert asked > 0
     remote = download(s3, bucket, "out", tmp_path)
     names = [row["interaction_id"] for row in rows_of(remote / "feedback")]
-    assert len(names) == len(set(names)) == 529
+    assert len(names) == len(set(names)) == LIMIT

@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.ray.helpers import json_lines_of, json_of, looks_whole, write_json_lines
+from tests.ray.helpers import json_lines_of, json_of, looks_whole, rows_of, write_json_lines
 from wildreward_ray.core.config.train import TrainConfig
 from wildreward_ray.core.errors import UserError
 from wildreward_ray.core.template import DEFAULT_TEMPLATE
+from wildreward_ray.reward.engine import TransformersScorer
+from wildreward_ray.reward.model import load_checkpoint
 from wildreward_ray.stages import train
 
 
@@ -51,6 +53,17 @@ def test_metrics_are_those_of_all_held_out_rows_and_the_curve_has_every_step(
     assert found["metrics"]["n"] == rows["test"]
     assert 0 <= found["metrics"]["mae"] <= 3
     assert {"quadratic_kappa", "spearman", "auc", "ece"} <= found["metrics"].keys()
+    assert found["held_out"]["calibration"]["ece"] >= 0
+    assert set(found["held_out"]["groups"]) == {"language", "origin"}
+    low, high = found["held_out"]["intervals"]["mae"]
+    assert low <= found["metrics"]["mae"] <= high
+    assert {file.stem for file in (reward_model / "plots").iterdir()} == {
+        "curves",
+        "reliability",
+        "confusion",
+        "scores",
+    }
+    assert list((reward_model / "tracking" / "tensorboard").iterdir())
     curve = json_lines_of(reward_model / "curve.jsonl")
     assert [record["step"] for record in curve] == list(range(1, found["steps"] + 1))
     assert found["steps"] == -(-rows["train"] // 16)
@@ -58,14 +71,14 @@ def test_metrics_are_those_of_all_held_out_rows_and_the_curve_has_every_step(
     assert {step["name"]: step["rows_out"] for step in manifest["funnel"]} == rows
 
 
-def test_two_workers_give_the_losses_and_weights_of_one(
+def test_two_workers_that_share_the_weights_give_the_losses_and_weights_of_one(
     ray_session: None, extracted: Path, tiny_policy: str, tmp_path: Path
 ) -> None:
-    """The base has no dropout, whose masks would depend on the worker."""
     weights, losses = [], []
-    for workers in (1, 2):
+    for workers, strategy in ((1, "ddp"), (2, "fsdp2")):
         output = tmp_path / f"workers{workers}"
-        train.run(config_of(extracted, tiny_policy, output, workers=workers, num_cpus=0.5, limit=37))
+        layout = {"workers": workers, "parallel.strategy": strategy, "num_cpus": 0.5}
+        train.run(config_of(extracted, tiny_policy, output, limit=37, **layout))
         weights.append(load_file(output / "model.safetensors"))
         losses.append([record["loss"] for record in json_lines_of(output / "curve.jsonl")])
     assert len(losses[0]) == 5
@@ -76,6 +89,45 @@ def test_two_workers_give_the_losses_and_weights_of_one(
         assert torch.allclose(one, weights[1][name], atol=1e-4, rtol=0), name
         if name in base:  # what is compared has learned something, by more than the tolerance
             assert (one - base[name].float()).abs().max() > 2e-4, name
+
+
+def test_adapters_are_merged_into_a_plain_checkpoint_and_leave_the_rest_alone(
+    ray_session: None, tiny_policy: str, tmp_path: Path
+) -> None:
+    records: list[Any] = [wildfb_record(i, 1 + i % 4) for i in range(40)]
+    records[3]["messages"] = "gone"
+    file = write_json_lines(tmp_path / "rows.jsonl", records)
+    output = tmp_path / "out"
+    lora = {"lora.rank": 4, "lora.targets": ["q_proj", "v_proj"], "objective.loss": "corn", "eval.calibration": "platt"}
+    saved = {"checkpoint.every": 4, "checkpoint.keep_at_end": True, "checkpoint.best": "mae", "eval.every": 3}
+    result = train.run(config_of(file, tiny_policy, output, epochs=2, **lora, **saved))
+    assert not list(output.glob("adapter*"))
+    _, info = AutoModelForSequenceClassification.from_pretrained(output, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    base, trained = load_file(Path(tiny_policy) / "model.safetensors"), load_file(output / "model.safetensors")
+    moved = {name for name, weight in base.items() if (trained[name] - weight.float()).abs().max() > 1e-6}
+    assert moved
+    assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in moved)
+    assert result.metrics["trained_parameters"] < 0.01 * result.metrics["parameters"]
+    assert json_of(output / "reward_config.json")["decoder"] == "corn"
+    # The damaged record is counted on one side, and its reason is kept.
+    dropped = [step["dropped"] for step in json_of(output / "manifest.json")["funnel"]]
+    assert [d for d in dropped if d] == [{"no_messages": 1}]
+    assert [row["interaction_id"] for row in rows_of(output / "quarantine")] == ["r3"]
+    by_mae = min(result.metrics["evals"], key=lambda e: (e["mae"], e["step"]))
+    assert result.metrics["chosen_step"] == by_mae["step"]
+    assert result.metrics["metrics"]["mae"] == pytest.approx(by_mae["mae"], abs=1e-6)
+    # Another run goes on from where this one had been, with what changes neither data nor model.
+    good = str(output / "checkpoints" / f"step-{by_mae['step']:08d}")
+    other = {"resume_from": good, "optim.learning_rate": 1e-5, "epochs": 3, **lora}
+    longer = train.run(config_of(file, tiny_policy, tmp_path / "longer", **other)).metrics
+    curve = json_lines_of(tmp_path / "longer" / "curve.jsonl")
+    assert [record["step"] for record in curve] == list(range(1, longer["steps"] + 1))
+    assert curve[: by_mae["step"]] == json_lines_of(output / "curve.jsonl")[: by_mae["step"]]
+    scored = load_checkpoint(str(output))
+    held_out = rows_of(output / "held_out.parquet")
+    ids = scored.encoder.encode([], *(m["content"] for m in records[int(held_out[0]["row_id"][1:])]["messages"]))
+    assert TransformersScorer(scored).logits([ids])[0] == pytest.approx(held_out[0]["logits"], abs=1e-4)
 
 
 def test_wildfb_records_of_five_levels_train_a_model_of_four_logits(

@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 
 from wildreward_ray.cli import run_stage
 
-_NOTICE_S = 6
+_NOTICE_S = 4
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_adapters(model: PreTrainedModel, section: LoraSection) -> nn.Module:
-    """The model with frozen weights and trainable adapters; its head is trained as a whole.
+    """The model with frozen weights and trainable adapters in float32; its head is trained as a whole.
 
     Raises:
         UserError: no layer has one of the names in `section.targets`.
@@ -32,6 +32,9 @@ def add_adapters(model: PreTrainedModel, section: LoraSection) -> nn.Module:
         adapted: nn.Module = get_peft_model(model, config)
     except ValueError as e:
         raise UserError(f"no adapters: {str(e).splitlines()[0]}", flag="--lora.targets") from e
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     return adapted
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wildreward_ray.core.config.train import ParallelSection
+from wildreward_ray.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -43,7 +44,7 @@ class Layout:
         module: the model itself, whose parameters and names the optimizer and checkpoints see.
         forward: what is called; `module`, or its wrapper.
         world: this worker's place.
-        bf16: run it under bfloat16; weights, gradients and the loss stay float32.
+        bf16: run it in bfloat16; weights, summed gradients and the loss stay float32.
         sharded: whether `module` holds a part of every weight only.
     """
 
@@ -88,14 +89,17 @@ def lay_out(
         module: a transformers model, or one with adapters.
 
     Raises:
-        ValueError: FSDP2 finds no repeated layer to shard by.
+        UserError: FSDP2 finds no repeated layer to shard by, or the model can't compute activations again.
     """
     world = world or World()
     module.to(device)
     if section.activation_checkpointing:
-        module.gradient_checkpointing_enable(  # type: ignore[operator]
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        try:
+            module.gradient_checkpointing_enable(  # type: ignore[operator]
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        except ValueError as e:
+            raise UserError(str(e).splitlines()[0], flag="--parallel.activation-checkpointing", hint="leave out") from e
     layers = list(repeated_layers(module))
     if section.compile:
         # Layer by layer: they are alike, so one compilation serves them all.
@@ -127,7 +131,9 @@ def _shard(module: nn.Module, layers: list[nn.Module], mesh: DeviceMesh, bf16: b
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     if not layers:
-        raise ValueError(f"a {type(module).__name__} has no list of layers to shard by")
+        raise UserError(
+            f"a {type(module).__name__} has no list of layers to shard by", flag="--parallel.strategy", hint="use ddp"
+        )
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, output_dtype=torch.float32
     )

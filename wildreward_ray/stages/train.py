@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 import uuid
@@ -89,6 +90,7 @@ def run(config: TrainConfig) -> TrainResult:
                 "funnel": _funnel(found, data),
                 "seconds": round(time.monotonic() - started, 1),
                 "metrics": found["metrics"],
+                "worker_starts": found["worker_starts"],
             }
         )
         artifact.commit(manifest, _parts(config, artifact))
@@ -171,6 +173,9 @@ def _fit(config: TrainConfig, reward: RewardConfig, work_place: Location, data: 
                 fingerprint=fingerprint,
                 mailbox=monitor.mailbox,
             )
+            if least < most:
+                # Workers asked for on a node that has just died never start; the next try knows that it is gone.
+                os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
             trainer = TorchTrainer(
                 work,
                 train_loop_config={"job": job},
@@ -193,7 +198,7 @@ def _fit(config: TrainConfig, reward: RewardConfig, work_place: Location, data: 
         if METRICS not in model.names():
             raise WildRewardError("training ended without a model")
         found: dict[str, Any] = json.loads(model.child(METRICS).read_bytes())
-        found["starts"] = monitor.starts
+        found["worker_starts"] = monitor.starts
         trackers.close(found["metrics"] or {})
     return {**found, "quarantined": data["quarantined"]}
 
@@ -210,7 +215,7 @@ def fingerprint_of(config: TrainConfig, reward: RewardConfig) -> dict[str, Any]:
         "limit": config.limit,
         "test_share": config.test_share,
         "objective": {"loss": config.objective.loss},
-        "optim": {"global_batch": config.optim.global_batch, "token_budget": config.optim.token_budget},
+        "optim": {"global_batch": config.optim.global_batch},
         "lora": config.lora.model_dump(mode="json"),
     }
 

@@ -152,6 +152,7 @@ class _Worker:
             self.k,
             seed=config.seed,
             trust_remote_code=config.trust_remote_code,
+            dtype="bfloat16" if frozen_bf16(config) else "float32",
             attn_implementation=None if config.parallel.attention == "auto" else config.parallel.attention,
         )
         body = model.base_model_prefix
@@ -195,8 +196,7 @@ class _Worker:
 
     def _go_on(self, folder: Location, info: dict[str, Any]) -> int:
         """Load a checkpoint. Returns the number of steps behind it."""
-        with tempfile.TemporaryDirectory() as scratch:
-            restore(self.trainer.layout.module, self.trainer.optimizer, fetch(folder, Path(scratch)))
+        self._load(folder)
         self.curve, self.evals = info.get("curve", []), info.get("evals", [])
         if info.get("foreign"):
             # Another run's best may have been kept elsewhere.
@@ -268,22 +268,31 @@ class _Worker:
         last = self.trainer.total_steps
         if best is None or best == last:
             return last
-        self._go_back(best)
+        self._load(self.store.folder(best))
         return best
 
-    def _go_back(self, step: int) -> None:
-        if self.world.size > 1:
-            dist.barrier()
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = fetch(self.store.folder(step), Path(scratch))
-            restore(self.trainer.layout.module, self.trainer.optimizer, folder)
+    def _load(self, folder: Location) -> None:
+        """Load weights and moments on all workers, from one copy a node."""
+        import ray.train
+
+        scratch = Path(tempfile.gettempdir()) / f"wildreward-checkpoint-{self.job.run_id}"
+        first = ray.train.get_context().get_local_rank() == 0
+        try:
+            if first:
+                fetch(folder, scratch)
+            _barrier()
+            restore(self.trainer.layout.module, self.trainer.optimizer, folder.path if folder.is_local else scratch)
+            _barrier()
+        finally:
+            if first:
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def _with_last_good(self, error: NotFiniteError) -> UserError:
         self.writer.wait()
         steps = self.store.steps()
-        if not steps:
+        if not steps and not self.config.resume_from:
             return UserError(f"{error.problem}, before the first checkpoint", flag=error.flag, hint=error.hint)
-        good = self.store.folder(steps[-1]).uri
+        good = self.store.folder(steps[-1]).uri if steps else self.config.resume_from
         return UserError(
             f"{error.problem}; the last good checkpoint is {good}",
             flag=error.flag,
@@ -293,6 +302,11 @@ class _Worker:
     def _post(self, kind: str, letter: dict[str, Any]) -> None:
         if self.world.rank == 0:
             self.job.mailbox.post.remote(kind, letter)
+
+
+def frozen_bf16(config: TrainConfig) -> bool:
+    """Whether weights that are not trained are held in bfloat16. FSDP2 wants one type for all weights of a layer."""
+    return bool(config.lora.rank) and config.precision == "bfloat16" and config.parallel.strategy == "ddp"
 
 
 def best_step(evals: list[dict[str, Any]], metric: str) -> int | None:

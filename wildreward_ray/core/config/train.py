@@ -39,6 +39,8 @@ OPERATIONAL = frozenset(
         "parallel.strategy",
         "parallel.compile",
         "parallel.activation_checkpointing",
+        # A run that ran out of memory goes on with less; only what dropout draws changes.
+        "optim.token_budget",
     }
 )
 
@@ -173,7 +175,7 @@ class TrainConfig(Section):
     trust_remote_code: bool = Field(False, description="run model code that comes with the base model")
     resume_from: str | None = Field(
         None,
-        description="checkpoint directory of another run to go on from; its data, model and objective must be the same",
+        description="checkpoint directory of another run to go on from; its data, model and kind of loss must be the same",
     )
     overwrite: bool = Field(False, description="replace a whole reward model that stands at the output")
     workers: tuple[int, int] = Field(
