@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,11 +139,19 @@ def _tokens(config: TrainConfig, reward: RewardConfig, work: Location) -> dict[s
 
 
 def _check_usable(config: TrainConfig, train: Location, bad: dict[str, int]) -> None:
-    """Raise `UserError` where no training row is left, saying what became of them."""
+    """Raise `UserError` where no training row is left, saying what became of them, or where all have one level."""
     rows = pads.dataset(train.path, filesystem=train.fs, schema=TOKENS)
-    if rows.count_rows(filter=pads.field("reason").is_null()) == 0:
+    levels: Counter[int] = Counter()
+    for batch in rows.to_batches(columns=["label"], filter=pads.field("reason").is_null()):
+        levels.update(batch.column("label").to_pylist())
+    if not levels:
         why = ", ".join(f"{reason} {n:,}" for reason, n in bad.items()) or "it is empty"
         raise UserError(f"{config.dataset!r} has no training row that can be used: {why}", flag="--dataset")
+    if len(levels) == 1:
+        raise UserError(
+            f"all {levels.total():,} training rows have label {next(iter(levels))}: at least two levels are needed",
+            flag="--dataset",
+        )
 
 
 def _fit(config: TrainConfig, reward: RewardConfig, work_place: Location, data: dict[str, Any]) -> dict[str, Any]:

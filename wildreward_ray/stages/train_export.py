@@ -52,6 +52,7 @@ class Finished:
         evals: metrics of the held-out rows during training, before calibration.
         chosen_step: the step whose weights are written.
         stalls: seconds that each checkpoint held this worker's training up.
+        pace: when each step since the last start ended, in seconds of a steady clock, and its tokens.
     """
 
     trainer: Trainer
@@ -61,6 +62,14 @@ class Finished:
     evals: list[dict[str, Any]]
     chosen_step: int
     stalls: list[float]
+    pace: list[tuple[float, int]]
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Real tokens a second of wall time after the first step, which warms up; with all that happens between steps."""
+        if len(self.pace) < 2:
+            return None
+        return sum(tokens for _, tokens in self.pace[1:]) / (self.pace[-1][0] - self.pace[0][0])
 
 
 def export(
@@ -115,8 +124,8 @@ def export(
 
 def _metrics(config: TrainConfig, reward: RewardConfig, held_out: dict[str, Any], finished: Finished) -> dict[str, Any]:
     """The content of `metrics.json`."""
-    trainer, curve = finished.trainer, finished.curve
-    rows, seconds = trainer.rows, sum(record["seconds"] for record in curve)
+    trainer, rows = finished.trainer, finished.trainer.rows
+    pace = finished.tokens_per_s
     flat = {name: value for name, value in held_out.items() if value is None or isinstance(value, (int, float))}
     return {
         "base": config.base,
@@ -128,7 +137,7 @@ def _metrics(config: TrainConfig, reward: RewardConfig, held_out: dict[str, Any]
         "epochs": config.epochs,
         "steps": trainer.total_steps,
         "chosen_step": finished.chosen_step,
-        "tokens_per_s": round(sum(record["tokens"] for record in curve) / seconds, 1) if seconds else None,
+        "tokens_per_s": None if pace is None else round(pace, 1),
         "padding_waste": round(padding_waste(trainer.plan(0), rows.lengths), 4),
         "checkpoint_stall_s": [round(stall, 3) for stall in finished.stalls],
         "metrics": flat if held_out["n"] else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -117,6 +118,8 @@ class _Worker:
         self.curve: list[dict[str, Any]] = []
         self.evals: list[dict[str, Any]] = []
         self._warned: list[str] = []
+        # When each step of this start ended, and its tokens.
+        self._pace: list[tuple[float, int]] = []
         found = self._latest()
         self.parts = int(found[1]["parts"]) if found else self.config.workers[1]
         self.trainer, self.tokenizer = self._trainer(train)
@@ -142,6 +145,7 @@ class _Worker:
             evals=self.evals,
             chosen_step=chosen,
             stalls=self.writer.stalls,
+            pace=self._pace,
         )
         export(self.config, self.job.reward, self.job.model, self.tokenizer, finished)
 
@@ -205,6 +209,7 @@ class _Worker:
 
     def _step(self, record: StepRecord) -> None:
         """Called on every worker after every step: evaluation and checkpoints are done by all together."""
+        self._pace.append((time.monotonic(), record.tokens))
         entry = asdict(record)
         self.curve.append(entry)
         self._post("step", {**entry, "total": self.trainer.total_steps})
