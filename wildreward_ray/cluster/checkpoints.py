@@ -77,7 +77,7 @@ class CheckpointWriter:
     def __init__(self, store: CheckpointStore, *, rank: int, size: int, group: ProcessGroup | None, keep: int) -> None:
         self._store, self._rank, self._size, self._group, self._keep = store, rank, size, group, keep
         self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self.stalls: list[float] = []
 
     def save(self, step: int, state: Callable[[], dict[str, Any]], info: dict[str, Any]) -> None:
@@ -131,6 +131,8 @@ class CheckpointWriter:
 
     def _finish(self, pending: Any, scratch: Path | None, target: Location, text: str) -> None:
         """Wait for this worker's file and for all others', then put up the mark that makes the checkpoint whole."""
+        from torch.distributed.checkpoint.api import CheckpointException
+
         try:
             pending.result()
             if scratch is not None:
@@ -143,7 +145,8 @@ class CheckpointWriter:
             if self._rank == 0:
                 target.child(INFO).write_bytes(text.encode())
                 self._store.prune(self._keep)
-        except Exception as e:  # raised where training meets it, by `wait`
+        # Raised where training meets it, by `wait`. Torch's own failure is no `Exception`.
+        except (Exception, CheckpointException) as e:
             self._error = e
         finally:
             if scratch is not None:

@@ -95,9 +95,7 @@ def lay_out(
     module.to(device)
     if section.activation_checkpointing:
         try:
-            module.gradient_checkpointing_enable(  # type: ignore[operator]
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            module.activation_checkpointing_enable()  # type: ignore[operator]
         except ValueError as e:
             raise UserError(str(e).splitlines()[0], flag="--parallel.activation-checkpointing", hint="leave out") from e
     layers = list(repeated_layers(module))
@@ -106,6 +104,12 @@ def lay_out(
         for layer in layers:
             layer.compile(dynamic=True)
     if section.strategy == "fsdp2":
+        if not layers:
+            raise UserError(
+                f"a {type(module).__name__} has no list of layers to shard by",
+                flag="--parallel.strategy",
+                hint="use ddp",
+            )
         _shard(module, layers, _mesh(device, world), bf16)
         return Layout(module, module, world, bf16, sharded=True)
     if world.size == 1:
@@ -130,10 +134,6 @@ def _mesh(device: torch.device, world: World) -> DeviceMesh:
 def _shard(module: nn.Module, layers: list[nn.Module], mesh: DeviceMesh, bf16: bool) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    if not layers:
-        raise UserError(
-            f"a {type(module).__name__} has no list of layers to shard by", flag="--parallel.strategy", hint="use ddp"
-        )
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, output_dtype=torch.float32
     )

@@ -31,11 +31,13 @@ def train(config: TrainConfig) -> None:
     from wildreward_ray.stages.train import run
 
     result = run(config)
+    if not result.fresh:
+        print(f"{result.output} was already made with these settings and from this dataset: nothing to do")
     held_out = result.metrics["metrics"] or {}
     shown = ("mae", "quadratic_kappa", "spearman", "auc", "ece")
     numbers = ", ".join(f"{name} {held_out[name]:.3f}" for name in shown if held_out.get(name) is not None)
     print(f"held out ({held_out.get('n', 0)} rows): {numbers or 'no test rows'}")
-    print(f"reward model: {result.output} (weights, reward_config.json, metrics.json, curve.jsonl)")
+    print(f"reward model: {result.output} (weights, reward_config.json, metrics.json, held_out.parquet, plots/)")
 
 
 def score(config: ScoreConfig) -> None:
@@ -73,8 +75,7 @@ def run_all(config: RunAllConfig) -> None:
     from wildreward_ray.cluster.artifact import is_done
 
     extract(config.extract)
-    if not is_done(config.train.output, config.train.model_dump(mode="json")):
-        train(config.train)
+    train(config.train)
     if not is_done(config.online_dpo.output, config.online_dpo.model_dump(mode="json")):
         online_dpo(config.online_dpo)
 

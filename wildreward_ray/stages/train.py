@@ -16,14 +16,14 @@ from typing import Any
 
 import pyarrow.dataset as pads
 
-from wildreward_ray.cluster.artifact import Artifact, open_artifact, without
+from wildreward_ray.cluster.artifact import Artifact, is_done, open_artifact, read_manifest, without
 from wildreward_ray.cluster.checkpoints import CheckpointStore
 from wildreward_ray.cluster.models import resolve_model
 from wildreward_ray.cluster.session import ActorRequest, check_resources, ray_errors, start_ray
-from wildreward_ray.cluster.storage import Location, move, remove, upload
+from wildreward_ray.cluster.storage import Location, locate, move, remove, upload
 from wildreward_ray.cluster.tracking import Trackers, open_trackers
 from wildreward_ray.core.config.train import OPERATIONAL, TrainConfig
-from wildreward_ray.core.errors import UserError, WildRewardError
+from wildreward_ray.core.errors import StorageError, UserError, WildRewardError
 from wildreward_ray.core.manifest import FunnelStep, Manifest
 from wildreward_ray.core.template import DEFAULT_TEMPLATE
 from wildreward_ray.reward.config import RewardConfig
@@ -38,10 +38,11 @@ from wildreward_ray.reward.pretrained import (
 )
 from wildreward_ray.stages.dataset import SPLITS
 from wildreward_ray.stages.tokens import TOKENS, split_folder, write_tokens
-from wildreward_ray.stages.train_data import open_source, quarantine
+from wildreward_ray.stages.train_data import identity, open_source, quarantine
 from wildreward_ray.stages.train_export import CURVE, METRICS
+from wildreward_ray.stages.train_job import Job, fingerprint_of, resume_folder
 from wildreward_ray.stages.train_monitor import TrainMonitor
-from wildreward_ray.stages.train_worker import Job, resume_folder, work
+from wildreward_ray.stages.train_worker import work
 
 __all__ = ["CURVE", "METRICS", "TrainResult", "run"]
 
@@ -52,15 +53,18 @@ _CHECKPOINTS, _TOKENS, _TRACKERS = "checkpoints", "tokens", "trackers.json"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the reward model stands, `metrics.json`, and its manifest."""
+    """Where the reward model stands, `metrics.json`, its manifest, and whether this call made it."""
 
     output: str
     metrics: dict[str, Any]
     manifest: dict[str, Any]
+    fresh: bool = True
 
 
 def run(config: TrainConfig) -> TrainResult:
-    """Tokenise, train, evaluate and write a reward model; an earlier run of the same settings that was cut off is gone on with.
+    """Tokenise, train, evaluate and write a reward model.
+
+    An earlier run of the same settings that was cut off is gone on with; after one that came to its end nothing is done.
 
     Raises:
         UserError: an unusable dataset, base, template or label; settings that differ from those of the run to go on with;
@@ -70,7 +74,14 @@ def run(config: TrainConfig) -> TrainResult:
     started = time.monotonic()
     reward = _prepare(config)
     settings = config.model_dump(mode="json")
-    state = {"config": without(settings, OPERATIONAL), "reward": reward.model_dump(mode="json")}
+    dataset = identity(config)
+    if is_done(config.output, settings, OPERATIONAL) and not config.overwrite:
+        return _made_before(config, dataset)
+    state = {
+        "config": without(settings, OPERATIONAL),
+        "reward": reward.model_dump(mode="json"),
+        "files_of_dataset": dataset,
+    }
     with (
         open_artifact(config.output, overwrite=config.overwrite, state=state) as artifact,
         ray_errors(config.output),
@@ -92,10 +103,28 @@ def run(config: TrainConfig) -> TrainResult:
                 "seconds": round(time.monotonic() - started, 1),
                 "metrics": found["metrics"],
                 "worker_starts": found["worker_starts"],
+                "files_of_dataset": dataset,
             }
         )
         artifact.commit(manifest, _parts(config, artifact))
     return TrainResult(config.output, found, manifest.model_dump())
+
+
+def _made_before(config: TrainConfig, dataset: str) -> TrainResult:
+    """The reward model that stands at the output already.
+
+    Raises:
+        StorageError: it was made from a dataset of other files.
+    """
+    manifest = read_manifest(config.output, kind="reward_model", flag="--output")
+    if manifest.get("files_of_dataset") != dataset:
+        raise StorageError(
+            f"{config.output!r} was made when {config.dataset!r} had other files",
+            flag="--overwrite",
+            hint="give another --output, or replace it with",
+        )
+    metrics = json.loads(locate(config.output).child(METRICS).read_bytes())
+    return TrainResult(config.output, metrics, manifest, fresh=False)
 
 
 def _prepare(config: TrainConfig) -> RewardConfig:
@@ -210,23 +239,6 @@ def _fit(config: TrainConfig, reward: RewardConfig, work_place: Location, data: 
         found["worker_starts"] = monitor.starts
         trackers.close(found["metrics"] or {})
     return {**found, "quarantined": data["quarantined"]}
-
-
-def fingerprint_of(config: TrainConfig, reward: RewardConfig) -> dict[str, Any]:
-    """What a checkpoint depends on: weights, moments and row order mean nothing with other data or another model."""
-    return {
-        "dataset": config.dataset,
-        "base": config.base,
-        "levels": reward.levels,
-        "template": reward.template,
-        "max_length": reward.max_length,
-        "seed": config.seed,
-        "limit": config.limit,
-        "test_share": config.test_share,
-        "objective": {"loss": config.objective.loss},
-        "optim": {"global_batch": config.optim.global_batch},
-        "lora": config.lora.model_dump(mode="json"),
-    }
 
 
 @contextmanager

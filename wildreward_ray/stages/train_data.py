@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import tempfile
 from collections import Counter
@@ -91,13 +92,34 @@ def open_source(config: TrainConfig) -> Source:
     return _from_extract(config)
 
 
-def _from_extract(config: TrainConfig) -> Source:
-    import ray.data
+def identity(config: TrainConfig) -> str:
+    """A hash of the names and sizes of the dataset's files, which tells a dataset that was made anew from the one before.
 
+    Raises:
+        UserError: there is no dataset, or an unfinished one.
+    """
+    place = locate(config.dataset, flag="--dataset")
+    suffix = ".jsonl"
+    uri = config.dataset
+    if not (config.dataset.rstrip("/").endswith(".jsonl") or _holds_jsonl(place)):
+        uri, suffix = _extracted(config)[0], ".parquet"
+    files = list_files(uri, flag="--dataset", suffixes=(suffix,))
+    sizes = [(posixpath.basename(file.path), file.info().size) for file in files]
+    return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]
+
+
+def _extracted(config: TrainConfig) -> tuple[str, dict[str, Any]]:
+    """Where the artefact stands that `--dataset` or its `dataset/` names, and its manifest."""
     root = config.dataset.rstrip("/")
     if root.endswith("/dataset") and not has_manifest(locate(root)):
         root = root.removesuffix("/dataset")
-    manifest = read_manifest(root, kind="feedback", flag="--dataset")
+    return root, read_manifest(root, kind="feedback", flag="--dataset")
+
+
+def _from_extract(config: TrainConfig) -> Source:
+    import ray.data
+
+    root, manifest = _extracted(config)
     k = int(manifest["levels"])
     if config.levels not in (None, k):
         raise UserError(

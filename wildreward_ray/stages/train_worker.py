@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from wildreward_ray.cluster.artifact import differences
 from wildreward_ray.cluster.checkpoints import CheckpointStore, CheckpointWriter, fetch, read_info
 from wildreward_ray.cluster.models import resolve_model
-from wildreward_ray.cluster.storage import Location, first_line, locate
-from wildreward_ray.core.config.train import SELECTABLE, TrainConfig
+from wildreward_ray.cluster.storage import Location, first_line
 from wildreward_ray.core.errors import StorageError, UserError
 from wildreward_ray.reward.adapters import add_adapters
-from wildreward_ray.reward.config import RewardConfig
 from wildreward_ray.reward.loop import NotFiniteError, StepRecord, Trainer, predict
 from wildreward_ray.reward.metrics import ordinal_metrics
 from wildreward_ray.reward.model import load_base
@@ -31,30 +28,7 @@ from wildreward_ray.reward.parallel import World, lay_out
 from wildreward_ray.reward.training_state import restore, training_state
 from wildreward_ray.stages.token_rows import TokenRows, build
 from wildreward_ray.stages.train_export import Finished, export
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker needs to know.
-
-    Attributes:
-        run_id: of this command, for what workers of one node share.
-        train, test: directories of token rows.
-        checkpoints: where they are written and found again.
-        model: where the finished model is put.
-        fingerprint: what a checkpoint must have been made with.
-        mailbox: the monitor's.
-    """
-
-    config: TrainConfig
-    reward: RewardConfig
-    run_id: str
-    train: Location
-    test: Location
-    checkpoints: Location
-    model: Location
-    fingerprint: dict[str, Any]
-    mailbox: Any
+from wildreward_ray.stages.train_job import Job, best_step, frozen_bf16, resume_folder
 
 
 def work(loop_config: dict[str, Any]) -> None:
@@ -307,37 +281,6 @@ class _Worker:
     def _post(self, kind: str, letter: dict[str, Any]) -> None:
         if self.world.rank == 0:
             self.job.mailbox.post.remote(kind, letter)
-
-
-def frozen_bf16(config: TrainConfig) -> bool:
-    """Whether weights that are not trained are held in bfloat16. FSDP2 wants one type for all weights of a layer."""
-    return bool(config.lora.rank) and config.precision == "bfloat16" and config.parallel.strategy == "ddp"
-
-
-def best_step(evals: list[dict[str, Any]], metric: str) -> int | None:
-    """The first step with the best value of a metric; None where none is to choose or it was never defined."""
-    if metric == "none":
-        return None
-    sign = 1.0 if SELECTABLE[metric] else -1.0
-    defined = [e for e in evals if e.get(metric) is not None]
-    return int(max(defined, key=lambda e: (sign * e[metric], -e["step"]))["step"]) if defined else None
-
-
-def resume_folder(uri: str, fingerprint: dict[str, Any]) -> Location:
-    """The checkpoint that `--resume-from` names.
-
-    Raises:
-        UserError: it is none, or was made with other data, another model or another objective.
-    """
-    folder = locate(uri, flag="--resume-from")
-    differing = differences(read_info(folder).get("fingerprint"), fingerprint)
-    if differing:
-        raise UserError(
-            f"checkpoint {uri!r} is of a run that differs in {', '.join(differing)}",
-            flag="--resume-from",
-            hint="give these settings as that run had them, or leave out",
-        )
-    return folder
 
 
 def _barrier() -> None:
