@@ -239,7 +239,7 @@ def test_reward_config_round_trips_and_may_be_absent(tmp_path: Path) -> None:
     assert config.score_range == (1.0, 4.0)
 
 
-def test_scores_are_read_through_the_decoder_and_after_the_calibration() -> None:
+def test_scores_are_read_through_the_decoder_and_after_the_calibration_where_it_is_asked_for() -> None:
     def sigmoid(x: float) -> float:
         return 1 / (1 + math.exp(-x))
 
@@ -250,7 +250,10 @@ def test_scores_are_read_through_the_decoder_and_after_the_calibration() -> None
     for calibration, p in ((None, plain), (fitted, corrected)):
         for decoder, expected in (("cumulative", p), ("corn", [p[0], p[0] * p[1], p[0] * p[1] * p[2]])):
             config = CONFIG.model_copy(update={"decoder": decoder, "calibration": calibration})
-            np.testing.assert_allclose(config.p_gt(logits), [expected], rtol=1e-12)
+            np.testing.assert_allclose(config.p_gt(logits, calibrated=True), [expected], rtol=1e-12)
+    # Unless it is asked for, the reward is that of any program that loads the checkpoint.
+    stored = CONFIG.model_copy(update={"calibration": fitted})
+    np.testing.assert_allclose(stored.p_gt(logits), [plain], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

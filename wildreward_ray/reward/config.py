@@ -86,11 +86,13 @@ class RewardConfig(BaseModel):
             )
         return self
 
-    def p_gt(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
-        """P(y > j) as this model means it: logits after calibration, if there is one, through the decoder.
+    def p_gt(self, logits: NDArray[np.floating], *, calibrated: bool = False) -> NDArray[np.float64]:
+        """P(y > j) of logits through the decoder.
 
         Args:
             logits: [N, levels-1] of any float dtype.
+            calibrated: correct the logits first, where the model has a calibration. Without it the reward is the one that
+                any program computes that loads the checkpoint.
 
         Returns:
             [N, levels-1] float64 in [0, 1].
@@ -98,7 +100,7 @@ class RewardConfig(BaseModel):
         Raises:
             RewardUnavailableError: a logit is NaN or infinite; names the rows.
         """
-        if self.calibration is None:
+        if self.calibration is None or not calibrated:
             return ordinal.p_gt(logits, decoder=self.decoder)
         found = self.calibration
         return ordinal.p_gt(logits, decoder=self.decoder, scale=found.scale, shift=found.shift)

@@ -58,13 +58,23 @@ class Scorer:
     Attributes:
         engine_name: `transformers` or `vllm`.
         version: changes when the checkpoint's files do.
+
+    Args:
+        calibrated: see `RewardConfig.p_gt`.
     """
 
     def __init__(
-        self, config: RewardConfig, encoder: InputEncoder, engine: Engine, engine_name: str, version: str
+        self,
+        config: RewardConfig,
+        encoder: InputEncoder,
+        engine: Engine,
+        engine_name: str,
+        version: str,
+        *,
+        calibrated: bool,
     ) -> None:
         self.config, self.encoder, self.engine_name, self.version = config, encoder, engine_name, version
-        self._engine = engine
+        self._engine, self._calibrated = engine, calibrated
 
     def score(self, inputs: Sequence[Sequence[int]]) -> Scored:
         """Rewards of encoded inputs.
@@ -72,7 +82,7 @@ class Scorer:
         Raises:
             RewardUnavailableError: the model gave a NaN or infinite logit; names the rows.
         """
-        p_gt = self.config.p_gt(self._engine.logits(inputs))
+        p_gt = self.config.p_gt(self._engine.logits(inputs), calibrated=self._calibrated)
         return Scored(score(p_gt), level_probs(p_gt), p_gt)
 
     def score_each(self, inputs: Sequence[Sequence[int]]) -> list[Scored | RewardUnavailableError]:
@@ -81,7 +91,7 @@ class Scorer:
         results: list[Scored | RewardUnavailableError] = []
         for row in logits:
             try:
-                p_gt = self.config.p_gt(row[None])
+                p_gt = self.config.p_gt(row[None], calibrated=self._calibrated)
                 results.append(Scored(score(p_gt), level_probs(p_gt), p_gt))
             except RewardUnavailableError as e:
                 results.append(e)
@@ -122,7 +132,8 @@ def load_scorer(section: ScorerSection) -> Scorer:
             path, template_file=section.template, levels=section.levels, trust_remote_code=section.trust_remote_code
         )
         encoder = InputEncoder(tokenizer, RewardTemplate(config.template), config.max_length)
-        return Scorer(config, encoder, _VllmEngine(section, path, config.max_length), name, version)
+        own = _VllmEngine(section, path, config.max_length)
+        return Scorer(config, encoder, own, name, version, calibrated=section.calibrated)
     import torch
 
     torch.set_num_threads(section.cpu_threads or len(os.sched_getaffinity(0)))
@@ -134,7 +145,7 @@ def load_scorer(section: ScorerSection) -> Scorer:
         trust_remote_code=section.trust_remote_code,
     )
     engine = TransformersScorer(checkpoint, token_budget=section.token_budget)
-    return Scorer(checkpoint.config, checkpoint.encoder, engine, name, version)
+    return Scorer(checkpoint.config, checkpoint.encoder, engine, name, version, calibrated=section.calibrated)
 
 
 def check_checkpoint(section: ScorerSection) -> RewardConfig:

@@ -93,10 +93,8 @@ def export(
         seed=config.seed,
     )
     if calibration is not None:
-        # One that does worse on rows it wasn't fitted to is noise: it is reported and not applied.
-        adopted = held_out["calibration"]["nll"] < held_out["nll"]
-        held_out["calibration"]["adopted"] = adopted
-        calibration = calibration if adopted else None
+        # Measured on rows it wasn't fitted to: where it does not help, better leave it alone.
+        held_out["calibration"]["helps"] = held_out["calibration"]["nll"] < held_out["nll"]
     found = _metrics(config, reward, held_out, finished)
     final = reward.model_copy(update={"calibration": calibration})
     # The model in use may be sharded or wrapped; a fresh one takes the weights in.
@@ -151,7 +149,7 @@ def _write_held_out(file: Path, finished: Finished, reward: RewardConfig) -> Non
     """Logits and probabilities, before calibration, of every held-out row in order of its id."""
     test = finished.test
     n = len(test.labels)
-    p_gt = reward.model_copy(update={"calibration": None}).p_gt(finished.logits) if n else finished.logits
+    p_gt = reward.p_gt(finished.logits) if n else finished.logits
     empty = [None] * n
     table = pa.table(
         {

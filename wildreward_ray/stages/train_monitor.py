@@ -110,7 +110,7 @@ class TrainMonitor:
         self._seen = {kind: max(seen, letter["done"]) for kind, seen in self._seen.items()}
         self._first = None
         where = f", going on after step {letter['done']}" if letter["done"] else ""
-        print(f"[train] {letter['workers']} workers, {letter['total']} steps{where}", file=sys.stderr, flush=True)
+        print(f"[train] {_workers(letter)}, {letter['total']} steps{where}", file=sys.stderr, flush=True)
 
     def _log(self, kind: str, letter: dict[str, Any]) -> None:
         if kind == "step":
@@ -128,8 +128,12 @@ class TrainMonitor:
         step, total = self._latest["step"], self._latest["total"]
         rate = self._latest["tokens"] / self._latest["seconds"]
         line = f"[train] step {step:,}/{total:,}, loss {self._latest['loss']:.4f}, {rate:,.0f} tokens/s"
-        line += f", {self._latest['workers']} workers, {self._printed - self._begin:.0f} s"
+        line += f", {_workers(self._latest)}, {self._printed - self._begin:.0f} s"
         if not end and self._first is not None and step > self._first[0]:
             pace = (self._printed - self._first[1]) / (step - self._first[0])
             line += f", about {pace * (total - step):.0f} s left"
         print(line + end, file=sys.stderr, flush=True)
+
+
+def _workers(letter: Mapping[str, Any]) -> str:
+    return f"{letter['workers']} worker{'' if letter['workers'] == 1 else 's'}"

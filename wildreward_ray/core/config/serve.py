@@ -23,6 +23,10 @@ class ScorerSection(Section):
     levels: int | None = Field(
         None, ge=2, le=10, description="ordered levels, for checkpoints without reward_config.json"
     )
+    calibrated: bool = Field(
+        False,
+        description="correct probabilities and scores by the model's calibration; false: 1 + sum of sigmoids as is",
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of weights and activations")
     token_budget: int = Field(8192, ge=1, description="padded tokens a batch")
     trust_remote_code: bool = Field(False, description="run model code that comes with the checkpoint")
