@@ -1,4 +1,4 @@
-"""`wildreward train` with real Ray Train workers: the result does not depend on their number, and bad data never trains."""
+"""`wildreward train` with real Ray Train workers: what a run leaves can be read by anyone, and bad data never trains."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -69,26 +68,6 @@ def test_metrics_are_those_of_all_held_out_rows_and_the_curve_has_every_step(
     assert found["steps"] == -(-rows["train"] // 16)
     manifest = json_of(reward_model / "manifest.json")
     assert {step["name"]: step["rows_out"] for step in manifest["funnel"]} == rows
-
-
-def test_two_workers_that_share_the_weights_give_the_losses_and_weights_of_one(
-    ray_session: None, extracted: Path, tiny_policy: str, tmp_path: Path
-) -> None:
-    weights, losses = [], []
-    for workers, strategy in ((1, "ddp"), (2, "fsdp2")):
-        output = tmp_path / f"workers{workers}"
-        layout = {"workers": workers, "parallel.strategy": strategy, "num_cpus": 0.5}
-        train.run(config_of(extracted, tiny_policy, output, limit=37, **layout))
-        weights.append(load_file(output / "model.safetensors"))
-        losses.append([record["loss"] for record in json_lines_of(output / "curve.jsonl")])
-    assert len(losses[0]) == 5
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    base = load_file(Path(tiny_policy) / "model.safetensors")
-    for name, one in weights[0].items():
-        assert one.dtype == torch.float32
-        assert torch.allclose(one, weights[1][name], atol=1e-4, rtol=0), name
-        if name in base:  # what is compared has learned something, by more than the tolerance
-            assert (one - base[name].float()).abs().max() > 2e-4, name
 
 
 def test_adapters_are_merged_into_a_plain_checkpoint_and_leave_the_rest_alone(

@@ -100,13 +100,14 @@ def test_on_s3_two_workers_one_killed_then_the_driver_then_one_worker_then_two_a
             os.kill(worker_processes()[0], signal.SIGKILL)
         return bool(killed) and latest() > killed[0]
 
-    kill_when(flags(rows, tiny_policy, output, "2"), first_kill, env=s3.environment)
+    sharded = flags(rows, tiny_policy, output, "2", "--parallel.strategy", "fsdp2")
+    kill_when(sharded, first_kill, env=s3.environment)
     while worker_processes():
         time.sleep(0.1)  # they notice that their node is gone, and may finish a checkpoint before
     after_two = latest()
     kill_when(flags(rows, tiny_policy, output, "1"), lambda: latest() > after_two, env=s3.environment)
     assert "out/manifest.json" not in keys()
-    last = wildreward(*flags(rows, tiny_policy, output, "2"), env=s3.environment)
+    last = wildreward(*sharded, env=s3.environment)
     assert last.returncode == 0, last.stderr
     assert "going on after step" in last.stderr
     (tmp_path / "out").mkdir()
@@ -114,6 +115,9 @@ def test_on_s3_two_workers_one_killed_then_the_driver_then_one_worker_then_two_a
         client.download_file("training", f"out/{name}", str(tmp_path / "out" / name))
     curve = assert_same_run(tmp_path / "out", undisturbed)
     assert {record["workers"] for record in curve} == {1, 2}
+    base, trained = load_file(Path(tiny_policy) / "model.safetensors"), load_file(undisturbed / "model.safetensors")
+    for name, weight in base.items():  # what is compared has learned something, by more than the tolerance
+        assert (trained[name] - weight.float()).abs().max() > 10 * TOLERANCE, name
     left = keys()
     assert not any("_unfinished" in key for key in left)
     assert any(key.startswith("out/tracking/tensorboard/") for key in left)
