@@ -112,7 +112,7 @@ def _train(out: Path) -> dict[str, Any]:
         "epochs": 5,
         "max_length": 192,
         "precision": "bfloat16",
-        "optim.learning_rate": 3e-4,
+        "optim.learning_rate": 1e-4,
         "optim.head_learning_rate": 1e-3,
         "optim.global_batch": 16,
         "optim.token_budget": 4096,
