@@ -231,8 +231,11 @@ def _fit(config: TrainConfig, reward: RewardConfig, work_place: Location, data: 
                     failure_config=FailureConfig(max_failures=config.max_failures),
                 ),
             )
-            trainer.fit()
-            monitor.raise_failure()
+            try:
+                trainer.fit()
+            finally:
+                # What a worker found tells more than how the others ended when it left them.
+                monitor.raise_failure()
         if METRICS not in model.names():
             raise WildRewardError("training ended without a model")
         found: dict[str, Any] = json.loads(model.child(METRICS).read_bytes())
