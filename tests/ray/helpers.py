@@ -63,6 +63,18 @@ def kill_when(command: list[str], ready: Callable[[], bool], env: dict[str, str]
     process.wait(30)
 
 
+def worker_processes() -> list[int]:
+    """Processes of Ray Train workers."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"RayTrainWorker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
 def rows_of(folder: str | Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """All rows of a directory of Parquet files."""
     rows: list[dict[str, Any]] = pads.dataset(str(folder)).to_table(columns=columns).to_pylist()

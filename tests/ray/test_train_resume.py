@@ -15,7 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.ray.helpers import ROOT, environment, json_lines_of, kill_when, wildreward, write_json_lines
+from tests.ray.helpers import (
+    ROOT,
+    environment,
+    json_lines_of,
+    kill_when,
+    wildreward,
+    worker_processes,
+    write_json_lines,
+)
 from tests.ray.s3 import S3Server
 from tests.ray.test_train import wildfb_record
 from wildreward_ray.core.config.train import TrainConfig
@@ -61,18 +69,6 @@ def assert_same_run(output: Path, expected: Path) -> list[dict[str, Any]]:
     for name, weight in wanted_weights.items():
         assert torch.allclose(weights[name], weight, atol=TOLERANCE, rtol=0), name
     return curve
-
-
-def worker_processes() -> list[int]:
-    """Processes of Ray Train workers."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"RayTrainWorker" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
 
 
 def test_on_s3_two_workers_one_killed_then_the_driver_then_one_worker_then_two_again(

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
 
+from tests.ray.helpers import worker_processes
 from wildreward_ray.cli import run_stage
 
 _NOTICE_S = 4
@@ -48,6 +51,7 @@ def main() -> None:
     time.sleep(_NOTICE_S)
     cluster.remove_node(doomed, allow_graceful=False)
     wait(lambda c: c[-1]["workers"] == 1, "one worker at work")
+    threading.Thread(target=slow_down, args=worker_processes(), daemon=True).start()
     cluster.add_node(num_cpus=1)
     wait(lambda c: c[-1]["workers"] == 2, "two workers again")
     run.join()
@@ -56,6 +60,16 @@ def main() -> None:
     ray.shutdown()
     cluster.shutdown()
     os._exit(codes[0] if codes else 1)
+
+
+def slow_down(process: int) -> None:
+    """Let a process run for a tenth of its time: however fast the machine, it isn't done when the new node has come."""
+    with suppress(ProcessLookupError):
+        while True:
+            os.kill(process, signal.SIGSTOP)
+            time.sleep(0.9)
+            os.kill(process, signal.SIGCONT)
+            time.sleep(0.1)
 
 
 def checkpoints(store: Path) -> list[dict[str, Any]]:
