@@ -49,6 +49,11 @@ COMMANDS = {
         "wildreward_ray.core.config.serve:ServeConfig",
         "wildreward_ray.stages.commands:serve",
     ),
+    "update-model": Command(
+        "another model takes over in a running reward service, without downtime",
+        "wildreward_ray.core.config.serve:UpdateModelConfig",
+        "wildreward_ray.stages.commands:update_model",
+    ),
     "online-dpo": Command(
         "prompts and rewards in, better policy out",
         "wildreward_ray.core.config.online_dpo:OnlineDpoConfig",

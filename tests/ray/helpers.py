@@ -63,12 +63,12 @@ def kill_when(command: list[str], ready: Callable[[], bool], env: dict[str, str]
     process.wait(30)
 
 
-def worker_processes() -> list[int]:
-    """Processes of Ray Train workers."""
+def processes(name: str) -> list[int]:
+    """Processes with `name` in their command line; Ray writes there what a worker is."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"RayTrainWorker" in (folder / "cmdline").read_bytes():
+            if name.encode() in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -145,9 +145,9 @@ def save_tiny_policy(folder: Path, dtype: torch.dtype = torch.bfloat16) -> str:
     return str(folder)
 
 
-def save_tiny_reward_model(folder: Path, *, levels: int = 4, head_value: float | None = None) -> str:
+def save_tiny_reward_model(folder: Path, *, levels: int = 4, head_value: float | None = None, seed: int = 1) -> str:
     """A random decoder reward model; `head_value` fills its head."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     model = LlamaForSequenceClassification(
         _tiny_config(num_labels=levels - 1, problem_type="multi_label_classification")
     )

@@ -64,17 +64,28 @@ def extract(s3: S3Server, server: JudgeServer, bucket: str, *more: str) -> Any:
     return wildreward(*command, *small, *judge_flags(server), *more, env=s3.environment)
 
 
-def test_throttling_and_dropped_connections_change_no_row(
+def test_a_store_that_fails_for_good_stops_the_run_and_one_that_throttles_and_drops_changes_no_row(
     s3: S3Server, server: JudgeServer, bucket: str, sample: str, tmp_path: Path
 ) -> None:
     local = tmp_path / "local"
     flags = ["--judge.batch-size", "16", "--limit", str(LIMIT), "--hindsight.enabled", "false", *judge_flags(server)]
     assert wildreward("extract", "--input", sample, "--output", str(local), *flags).returncode == 0
+
+    server.asked.clear()
+    s3.configure(Faults(fail_puts_after=12))
+    stopped = extract(s3, server, bucket)
+    assert stopped.returncode != 0
+    s3.configure()
+    assert "out/manifest.json" not in keys(s3, bucket)
+    assert not s3.client().list_multipart_uploads(Bucket=bucket).get("Uploads")
+    assert server.asked
+
     s3.configure(Faults(slow_down_every=13, drop_every=7))
     finished = extract(s3, server, bucket)
     assert finished.returncode == 0, finished.stderr
     assert s3.counts.faults["slow_down"] > 5
     assert s3.counts.faults["drop"] > 5
+    assert sum(server.asked.values()) < 2 * len(server.asked)
     s3.configure()
     remote = download(s3, bucket, "out", tmp_path / "remote")
     for table in ("feedback", "dataset/train", "dataset/test"):
@@ -82,6 +93,7 @@ def test_throttling_and_dropped_connections_change_no_row(
         for row in (*found, *want):
             row.pop("source", None)
         assert sorted(map(repr, found)) == sorted(map(repr, want)), table
+    assert len(rows_of(remote / "feedback")) == LIMIT
     assert_connected(json.loads((remote / "manifest.json").read_text())["funnel"])
     assert not [key for key in keys(s3, bucket) if "_unfinished" in key and not key.endswith("/")]
 
@@ -103,23 +115,3 @@ def test_bucket_that_is_missing_or_may_not_be_written_is_known_before_anything_i
     assert "--output" in last
     assert f"s3://{bucket}/out" in last
     assert not server.asked
-
-
-def test_store_that_fails_for_good_stops_the_run_and_the_same_command_finishes_it(
-    s3: S3Server, server: JudgeServer, bucket: str, tmp_path: Path
-) -> None:
-    server.asked.clear()
-    s3.configure(Faults(fail_puts_after=12))
-    stopped = extract(s3, server, bucket)
-    assert stopped.returncode != 0
-    s3.configure()
-    assert "out/manifest.json" not in keys(s3, bucket)
-    assert not s3.client().list_multipart_uploads(Bucket=bucket).get("Uploads")
-    asked = len(server.asked)
-    finished = extract(s3, server, bucket)
-    assert finished.returncode == 0, finished.stderr
-    assert sum(server.asked.values()) < 2 * len(server.asked)
-    assert asked > 0
-    remote = download(s3, bucket, "out", tmp_path)
-    names = [row["interaction_id"] for row in rows_of(remote / "feedback")]
-    assert len(names) == len(set(names)) == LIMIT

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from tests.ray.helpers import worker_processes
+from tests.ray.helpers import processes
 from wildreward_ray.cli import run_stage
 
 _NOTICE_S = 4
@@ -51,7 +51,8 @@ def main() -> None:
     time.sleep(_NOTICE_S)
     cluster.remove_node(doomed, allow_graceful=False)
     wait(lambda c: c[-1]["workers"] == 1, "one worker at work")
-    threading.Thread(target=slow_down, args=worker_processes(), daemon=True).start()
+    for lone in processes("RayTrainWorker"):
+        threading.Thread(target=slow_down, args=(lone,), daemon=True).start()
     cluster.add_node(num_cpus=1)
     wait(lambda c: c[-1]["workers"] == 2, "two workers again")
     run.join()

@@ -38,6 +38,9 @@ def test_empty_prompt_and_response_are_values_and_not_absent() -> None:
         {"messages": [{"role": "judge", "content": "x"}, REPLY]},
         {"messages": [USER, {"role": "assistant", "content": None}]},
         {"prompt": "p", "response": "r", "respones": "x"},
+        {"prompt": "p", "response": "r", "messages": None},
+        {"messages": [USER, REPLY], "prompt": None},
+        {"prompt": "p", "response": "r", "history": None},
     ],
 )
 def test_item_in_no_form_or_in_two_is_refused(item: dict[str, Any]) -> None:
@@ -54,10 +57,26 @@ def test_request_without_items_or_with_unknown_keys_is_refused() -> None:
 
 def test_reward_request_takes_what_both_known_clients_send() -> None:
     assert GetRewardRequest.model_validate({"query": ["a"]}).query == ["a"]
-    openrlhf = {"query": ["a"], "prompts": ["p"], "labels": ["l"], "images": None}
-    assert GetRewardRequest.model_validate(openrlhf).labels == ["l"]
+    # OpenRLHF's labels are whatever its data set holds.
+    for label in ("l", None, 1, ["l"]):
+        openrlhf = {"query": ["a"], "prompts": ["p"], "labels": [label], "images": None}
+        assert GetRewardRequest.model_validate(openrlhf).query == ["a"]
     with pytest.raises(ValidationError):
         GetRewardRequest.model_validate({"query": []})
+
+
+def test_schema_promises_no_null_where_null_is_refused() -> None:
+    schema = ScoreRequest.model_json_schema()
+    fields = {**schema["properties"], **schema["$defs"]["ScoreItem"]["properties"]}
+    assert {name: field["type"] for name, field in fields.items()} == {
+        "items": "array",
+        "model": "string",
+        "messages": "array",
+        "history": "array",
+        "prompt": "string",
+        "response": "string",
+    }
+    assert not any("default" in fields[name] for name in ("model", "messages", "prompt", "response"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -49,14 +49,26 @@ class ActorRequest:
     flag: str
 
 
-def start_ray() -> None:
-    """Join the cluster that `RAY_ADDRESS` names (a job has it set), or start one on this machine."""
+def start_ray(*, join: bool = False) -> None:
+    """Join the cluster that `RAY_ADDRESS` names (a job has it set), or start one on this machine.
+
+    Args:
+        join: don't start one; without `RAY_ADDRESS`, join the one that runs on this machine.
+
+    Raises:
+        UserError: there is no cluster to join.
+    """
     if ray.is_initialized():
         return
-    joined = bool(os.environ.get("RAY_ADDRESS"))
-    kwargs: dict[str, object] = {} if joined else {"address": "local", "include_dashboard": False}
+    kwargs: dict[str, object] = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        kwargs = {"address": "auto"} if join else {"address": "local", "include_dashboard": False}
     # Workers' own output (model loading bars, engine chatter) stays in Ray's session logs unless it is asked for.
-    ray.init(logging_level=logging.WARNING, log_to_driver=logger.isEnabledFor(logging.DEBUG), **kwargs)
+    try:
+        ray.init(logging_level=logging.WARNING, log_to_driver=logger.isEnabledFor(logging.DEBUG), **kwargs)
+    except ConnectionError as e:
+        where = os.environ.get("RAY_ADDRESS", "this machine")
+        raise UserError(f"no Ray cluster answers at {where}", hint="set RAY_ADDRESS to its address") from e
     data = ray.data.DataContext.get_current()
     data.print_on_execution_start = False
     data.enable_progress_bars = False  # `Progress` prints one line a stage instead

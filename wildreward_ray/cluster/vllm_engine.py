@@ -33,14 +33,23 @@ def start_llm(model: str, section: EngineSection, *, flag: str, seed: int = 0, *
     Raises:
         UserError: vLLM isn't installed, or the model can't be loaded by it.
     """
+    arguments = engine_arguments(model, section, flag=flag, seed=seed)
+    try:
+        from vllm import LLM
+    except ImportError as e:
+        raise cannot_import_vllm(e) from e
+    try:
+        return LLM(**{**arguments, **extra})
+    except (OSError, ValueError) as e:
+        raise cannot_load(model, e, flag) from e
+
+
+def engine_arguments(model: str, section: EngineSection, *, flag: str, seed: int = 0) -> dict[str, Any]:
+    """Arguments of a vLLM engine on this machine's hardware. Sets what a CPU engine reads from the environment."""
     path = resolve_model(model, flag=flag)
     on_gpu = _gpu_visible()
     if not on_gpu:
         _prepare_cpu(section)
-    try:
-        from vllm import LLM
-    except ImportError as e:
-        raise UserError(f"vLLM can't be imported: {e}", hint="install the `cpu` or the `gpu` extra") from e
     arguments: dict[str, Any] = {
         "model": path,
         "dtype": section.dtype,
@@ -62,10 +71,17 @@ def start_llm(model: str, section: EngineSection, *, flag: str, seed: int = 0, *
     if section.tensor_parallel > 1:
         # The engine's own processes share the actor's GPUs; Ray has already placed the actor.
         arguments["distributed_executor_backend"] = "mp"
-    try:
-        return LLM(**{**arguments, **extra})
-    except (OSError, ValueError) as e:
-        raise UserError(f"vLLM can't load {model!r}: {' '.join(str(e).split())[:400]}", flag=flag) from e
+    return arguments
+
+
+def cannot_import_vllm(error: ImportError) -> UserError:
+    """What a user reads where vLLM is missing or broken."""
+    return UserError(f"vLLM can't be imported: {error}", hint="install the `cpu` or the `gpu` extra")
+
+
+def cannot_load(model: str, error: Exception, flag: str) -> UserError:
+    """What a user reads where vLLM refuses a model."""
+    return UserError(f"vLLM can't load {model!r}: {' '.join(str(error).split())[:400]}", flag=flag)
 
 
 @dataclass
@@ -141,17 +157,18 @@ def classify_logits(llm: LLM, prompts: Sequence[Sequence[int]]) -> npt.NDArray[n
     """Raw classification logits of a pooling engine: float32 [N, K-1]."""
     outputs = llm.encode(
         [{"prompt_token_ids": list(p)} for p in prompts],
-        pooling_params=_raw_logits(),
+        pooling_params=raw_logits(),
         pooling_task="classify",
         use_tqdm=False,
     )
     return np.stack([o.outputs.data.float().numpy() for o in outputs])
 
 
-def _raw_logits() -> Any:
+def raw_logits() -> Any:
+    """Pooling parameters that ask for logits as the head gives them."""
     from vllm import PoolingParams
 
-    return PoolingParams(use_activation=False)
+    return PoolingParams(task="classify", use_activation=False)
 
 
 def _gpu_visible() -> bool:

@@ -7,6 +7,7 @@ line prints a `WildRewardError` as one line and leaves with `exit_code`; anythin
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable
 
 
@@ -56,7 +57,55 @@ class ResourceError(UserError):
 
 
 class RewardUnavailableError(WildRewardError):
-    """The reward service could not give every score that was asked for. It is never turned into a number."""
+    """The reward service could not give every score that was asked for. It is never turned into a number.
+
+    Args:
+        problem: what was met.
+        attempts: how often the request was sent; 0 where no service was asked.
+        last_status: HTTP status of the last reply; None where none came.
+    """
+
+    def __init__(self, problem: str, *, attempts: int = 0, last_status: int | None = None) -> None:
+        self.attempts, self.last_status = attempts, last_status
+        super().__init__(problem)
+
+
+class RewardRefusedError(RewardUnavailableError):
+    """The reward service refused a request that it would refuse again, however often it is sent.
+
+    Args:
+        problem: what was met.
+        status: HTTP status.
+        code: the service's word for the reason; None where it gave none.
+        detail: what the service says.
+        field: where in the items that were given, e.g. `items[3].response`; None where the service did not say.
+        attempts: how often the request was sent.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        status: int,
+        code: str | None = None,
+        detail: str = "",
+        field: str | None = None,
+        attempts: int = 1,
+    ) -> None:
+        self.status, self.code, self.detail, self.field = status, code, detail, field
+        super().__init__(problem, attempts=attempts, last_status=status)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        again = functools.partial(
+            type(self),
+            str(self),
+            status=self.status,
+            code=self.code,
+            detail=self.detail,
+            field=self.field,
+            attempts=self.attempts,
+        )
+        return (again, ())
 
 
 class JudgeUnavailableError(WildRewardError):

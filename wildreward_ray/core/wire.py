@@ -1,58 +1,110 @@
-"""What travels over HTTP between reward clients and the reward service."""
+"""What travels over HTTP between reward clients and the reward service, in its own formats and in WildReward's."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from wildreward_ray.core.errors import UserError
-from wildreward_ray.core.template import split_messages
+from wildreward_ray.core.template import Message, split_messages
+
+
+def _not_nullable(schema: dict[str, Any]) -> None:
+    """A field may be left out, but null is refused: the schema must not promise it."""
+    for name, field in schema["properties"].items():
+        options = [one for one in field.pop("anyOf", []) if one != {"type": "null"}]
+        if options:
+            schema["properties"][name] = {**{k: v for k, v in field.items() if k != "default"}, **options[0]}
+
+
+def _item_schema(schema: dict[str, Any]) -> None:
+    _not_nullable(schema)
+    schema["properties"]["messages"]["minItems"] = 2
+    second_form = {"anyOf": [{"required": ["prompt"]}, {"required": ["response"]}]}
+    schema["oneOf"] = [
+        {"required": ["messages"], "properties": {"history": {"maxItems": 0}}, "not": second_form},
+        {"required": ["prompt", "response"]},
+    ]
+
+
+class FieldError(ValueError):
+    """A value that breaks a rule of a model.
+
+    Args:
+        problem: the rule.
+        code: a stable word for programs.
+    """
+
+    def __init__(self, problem: str, code: str = "invalid_field") -> None:
+        self.problem, self.code = problem, code
+        super().__init__(problem)
 
 
 class ChatMessage(BaseModel):
-    """One message of a conversation."""
+    """One message of a conversation. Other keys than these two are not read."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
     role: Literal["system", "user", "assistant", "tool"]
     content: str
+
+
+def _no_null(value: Any) -> Any:
+    if value is None:
+        raise FieldError("null is no value; leave the key out")
+    return value
 
 
 class ScoreItem(BaseModel):
     """One reply to score: either `messages` ending in the reply, or `history`, `prompt` and `response`."""
 
-    model_config = ConfigDict(extra="forbid")
-    messages: list[ChatMessage] | None = None
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_item_schema)
+    messages: Annotated[list[ChatMessage] | None, BeforeValidator(_no_null)] = None
     history: list[ChatMessage] = Field(default_factory=list)
-    prompt: str | None = None
-    response: str | None = None
+    prompt: Annotated[str | None, BeforeValidator(_no_null)] = None
+    response: Annotated[str | None, BeforeValidator(_no_null)] = None
 
     @model_validator(mode="after")
     def _one_form(self) -> ScoreItem:
         if self.messages is not None:
             if self.prompt is not None or self.response is not None or self.history:
-                raise ValueError("give either messages, or history/prompt/response, not both")
-            self.parts()
+                raise FieldError("give either messages, or history, prompt and response, not both")
+            split_conversation(self.messages)
         elif self.prompt is None or self.response is None:
-            raise ValueError("give messages, or both prompt and response")
+            raise FieldError("give messages, or both prompt and response", "missing_field")
         return self
 
-    def parts(self) -> tuple[list[dict[str, str]], str, str]:
+    def parts(self) -> tuple[list[Message], str, str]:
         """(history, prompt, response) of this item."""
         if self.messages is not None:
-            try:
-                history, prompt, response = split_messages([m.model_dump() for m in self.messages])
-            except UserError as e:
-                raise ValueError(str(e)) from e
-            return [dict(m) for m in history], prompt, response
-        return [m.model_dump() for m in self.history], str(self.prompt), str(self.response)
+            return split_conversation(self.messages)
+        return [vars(m) for m in self.history], str(self.prompt), str(self.response)
+
+
+def split_conversation(messages: Sequence[ChatMessage]) -> tuple[list[Message], str, str]:
+    """(history, prompt, response) of messages that end with the reply.
+
+    Raises:
+        FieldError: the last two are not a user message and an assistant reply.
+    """
+    try:
+        return split_messages([vars(m) for m in messages])
+    except UserError as e:
+        raise FieldError(e.problem) from e
 
 
 class ScoreRequest(BaseModel):
-    """Body of `POST /v1/score`."""
+    """Body of `POST /v1/score`.
 
-    model_config = ConfigDict(extra="forbid")
+    Attributes:
+        items: what to score.
+        model: the name or the path of the model that must answer; any model if left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_not_nullable)
     items: list[ScoreItem] = Field(min_length=1)
+    model: Annotated[str | None, BeforeValidator(_no_null)] = None
 
 
 class Score(BaseModel):
@@ -79,12 +131,14 @@ class ScoreReply(BaseModel):
 
 
 class GetRewardRequest(BaseModel):
-    """Body of `POST /get_reward` (the WildReward and OpenRLHF clients). `query` holds rendered reward-model inputs."""
+    """Body of `POST /get_reward` (the WildReward and OpenRLHF clients). OpenRLHF's `prompts` and `labels` are not read.
 
-    model_config = ConfigDict(extra="ignore")
+    Attributes:
+        query: rendered reward-model inputs.
+    """
+
+    model_config = ConfigDict(extra="ignore", strict=True)
     query: list[str] = Field(min_length=1)
-    prompts: list[str] | None = None
-    labels: list[str] | None = None
 
 
 class GetRewardReply(BaseModel):
@@ -92,8 +146,8 @@ class GetRewardReply(BaseModel):
 
     Attributes:
         rewards: the score of every query, in request order, in [1, K].
-        scores: the same mapped to 0..1, for OpenRLHF's dynamic filtering.
-        extra_logs: numbers that OpenRLHF logs, one an item.
+        scores: the same mapped to 0..1 as (score - 1) / (K - 1), for OpenRLHF's dynamic filtering.
+        extra_logs: numbers that OpenRLHF logs, one an item: the probabilities of the lowest and of the highest level.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)

@@ -34,6 +34,9 @@ class InputEncoder:
         template: the template stored in the checkpoint.
         max_length: longest input in tokens, special tokens included.
 
+    Attributes:
+        room: longest input in tokens without special tokens.
+
     Raises:
         UserError: `max_length` leaves no room beside the special tokens.
     """
@@ -43,8 +46,8 @@ class InputEncoder:
         self.template = template
         self.max_length = max_length
         self._prefix, self._suffix = _special_tokens_around(tokenizer)
-        self._room = max_length - len(self._prefix) - len(self._suffix)
-        if self._room < 1:
+        self.room = max_length - len(self._prefix) - len(self._suffix)
+        if self.room < 1:
             raise UserError(
                 f"a length of {max_length} tokens leaves no room: "
                 f"the tokenizer adds {len(self._prefix) + len(self._suffix)} special tokens",
@@ -59,13 +62,17 @@ class InputEncoder:
         """`encode` for many (history, prompt, response), tokenised in one call where nothing has to be cut."""
         bodies = self._bodies([self.template.render(*item) for item in items])
         return [
-            self._wrap(body if len(body) <= self._room else self._shorten(item, body))
+            self._wrap(body if len(body) <= self.room else self._shorten(item, body))
             for item, body in zip(items, bodies, strict=True)
         ]
 
     def encode_text(self, rendered: str) -> list[int]:
         """Token ids of a text that was rendered elsewhere, cut from the left to `max_length`."""
         return self._wrap(self._bodies([rendered])[0])
+
+    def essential_tokens(self, one: Item | str) -> int:
+        """Tokens of what must not be cut if the reward is to be that of the whole reply: the response, or a rendered text."""
+        return len(self._bodies([one if isinstance(one, str) else one[2]])[0])
 
     def _bodies(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, uncut and without the surrounding special tokens."""
@@ -93,7 +100,7 @@ class InputEncoder:
         return ids
 
     def _wrap(self, body: list[int]) -> list[int]:
-        ids = self._prefix + body[-self._room :] + self._suffix
+        ids = self._prefix + body[-self.room :] + self._suffix
         pad = self.tokenizer.pad_token_id
         while len(ids) > 1 and ids[-1] == pad:
             ids.pop()
@@ -106,7 +113,7 @@ class InputEncoder:
         if count == 0:
             return body
         bare = self._bodies([self.template.render([], prompt, response)])[0]
-        if len(bare) > self._room:
+        if len(bare) > self.room:
             return bare
         # Every message is measured once. What the template writes around messages is shared out evenly, which makes the
         # first guess nearly always right; the true length then decides, so a template that writes unevenly costs
@@ -114,14 +121,14 @@ class InputEncoder:
         costs = [len(ids) for ids in self._bodies([message["content"] for message in history])]
         around = (len(body) - len(bare) - sum(costs)) / count
         newest_first = accumulate(cost + around for cost in reversed(costs))
-        guess = count - sum(len(bare) + total <= self._room for total in newest_first)
+        guess = count - sum(len(bare) + total <= self.room for total in newest_first)
 
         too_few, enough, best = 0, count, bare
         probes = 0
         while enough - too_few > 1:
             dropped = min(max(guess, too_few + 1), enough - 1)
             candidate = self._bodies([self.template.render(history[dropped:], prompt, response)])[0]
-            fits = len(candidate) <= self._room
+            fits = len(candidate) <= self.room
             if fits:
                 enough, best = dropped, candidate
             else:

@@ -113,7 +113,7 @@ def level_probs(p_gt: NDArray[np.floating]) -> FloatArray:
     """
     p = monotone(p_gt)
     ones, zeros = np.ones((len(p), 1)), np.zeros((len(p), 1))
-    probs: FloatArray = -np.diff(np.concatenate([ones, p, zeros], axis=1), axis=1)
+    probs: FloatArray = np.concatenate([ones, p], axis=1) - np.concatenate([p, zeros], axis=1)
     return probs
 
 

@@ -9,7 +9,7 @@ from wildreward_ray.core.config.extract import ExtractConfig
 from wildreward_ray.core.config.inspect import InspectConfig
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
 from wildreward_ray.core.config.run_all import RunAllConfig
-from wildreward_ray.core.config.serve import ScoreConfig, ServeConfig
+from wildreward_ray.core.config.serve import ScoreConfig, ServeConfig, UpdateModelConfig
 from wildreward_ray.core.config.train import TrainConfig
 
 
@@ -54,6 +54,14 @@ def serve(config: ServeConfig) -> None:
     from wildreward_ray.stages.serve import run
 
     run(config)
+
+
+def update_model(config: UpdateModelConfig) -> None:
+    """`wildreward update-model`."""
+    from wildreward_ray.stages.serve_update import run
+
+    card = run(config)
+    print(f"{card.source} (version {card.version}) serves from now on, as {card.id!r}")
 
 
 def online_dpo(config: OnlineDpoConfig) -> None:

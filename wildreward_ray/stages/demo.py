@@ -192,9 +192,8 @@ def _dpo_config(out: Path, url: str, steps: int) -> OnlineDpoConfig:
 
 def _measure(url: str, items: list[dict[str, Any]], requests: int) -> tuple[np.ndarray[Any, Any], list[float], float]:
     """Scores of all items, and the latency of single-item requests: milliseconds each, and seconds for all."""
-    client = RewardClient(url, concurrency=_CONCURRENCY)
-    served = np.array([s[0].score for s in client.score([[item] for item in items])])
-    client.close()
+    with RewardClient(url, concurrency=_CONCURRENCY, items_per_request=1) as client:
+        served = np.array([s.score for s in client.score(items)])
     with httpx.Client(base_url=url, timeout=60) as http, ThreadPoolExecutor(_CONCURRENCY) as pool:
 
         def one(number: int) -> float:

@@ -163,7 +163,7 @@ def _score(client: RewardClient, prompts: Sequence[Prompt], samples: Sequence[Se
         [{"history": list(p.history), "prompt": p.prompt, "response": s.text} for s in group]
         for p, group in zip(prompts, samples, strict=True)
     ]
-    return [[s.score for s in scores] for scores in client.score(requests)]
+    return [[s.score for s in scores] for scores in client.score_groups(requests)]
 
 
 def _evaluate(parts: _Run) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,22 @@ import numpy.typing as npt
 
 from wildreward_ray.cluster.models import resolve_model
 from wildreward_ray.cluster.vllm_engine import classify_logits, start_llm
-from wildreward_ray.core.config.serve import ScorerSection
+from wildreward_ray.core.config.serve import ScorerSection, ServeConfig
 from wildreward_ray.core.errors import RewardUnavailableError, UserError
+from wildreward_ray.core.service import ModelCard, Reward
 from wildreward_ray.core.template import RewardTemplate
 from wildreward_ray.reward.config import RewardConfig
 from wildreward_ray.reward.engine import TransformersScorer
 from wildreward_ray.reward.inputs import InputEncoder
-from wildreward_ray.reward.model import load_checkpoint, load_reward_config_and_tokenizer
+from wildreward_ray.reward.model import RewardCheckpoint, load_checkpoint, load_reward_config_and_tokenizer
 from wildreward_ray.reward.ordinal import level_probs, score
 from wildreward_ray.reward.pretrained import load_config
 
 # Encoders read their whole input at once: vLLM's paged, prefix-cached attention has nothing to offer them.
 _ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "deberta-v2", "electra", "albert"})
+
+
+_VERSION_SAMPLES, _VERSION_SAMPLE_BYTES, _VERSION_END_BYTES = 64, 16_384, 2**20
 
 
 class Engine(Protocol):
@@ -128,24 +133,67 @@ def load_scorer(section: ScorerSection) -> Scorer:
     path = resolve_model(section.model, flag="--model")
     name, version = choose_engine(section), checkpoint_version(path)
     if name == "vllm":
-        config, tokenizer = load_reward_config_and_tokenizer(
-            path, template_file=section.template, levels=section.levels, trust_remote_code=section.trust_remote_code
-        )
-        encoder = InputEncoder(tokenizer, RewardTemplate(config.template), config.max_length)
+        encoder, config = load_encoder(section)
         own = _VllmEngine(section, path, config.max_length)
         return Scorer(config, encoder, own, name, version, calibrated=section.calibrated)
+    checkpoint = _load_for_transformers(section)
+    engine = TransformersScorer(checkpoint, token_budget=section.token_budget)
+    return Scorer(checkpoint.config, checkpoint.encoder, engine, name, version, calibrated=section.calibrated)
+
+
+def load_transformers(section: ScorerSection) -> TransformersScorer:
+    """The transformers engine alone, for inputs that were encoded elsewhere. Raises like `load_scorer`."""
+    return TransformersScorer(_load_for_transformers(section), token_budget=section.token_budget)
+
+
+def load_encoder(section: ScorerSection) -> tuple[InputEncoder, RewardConfig]:
+    """What turns a model's inputs into token ids, and its configuration, without its weights. Raises like `load_scorer`."""
+    config, tokenizer = load_reward_config_and_tokenizer(
+        resolve_model(section.model, flag="--model"),
+        template_file=section.template,
+        levels=section.levels,
+        trust_remote_code=section.trust_remote_code,
+    )
+    return InputEncoder(tokenizer, RewardTemplate(config.template), config.max_length), config
+
+
+def _load_for_transformers(section: ScorerSection) -> RewardCheckpoint:
     import torch
 
     torch.set_num_threads(section.cpu_threads or len(os.sched_getaffinity(0)))
-    checkpoint = load_checkpoint(
-        path,
+    return load_checkpoint(
+        resolve_model(section.model, flag="--model"),
         template_file=section.template,
         levels=section.levels,
         dtype=section.dtype,
         trust_remote_code=section.trust_remote_code,
     )
-    engine = TransformersScorer(checkpoint, token_budget=section.token_budget)
-    return Scorer(checkpoint.config, checkpoint.encoder, engine, name, version, calibrated=section.calibrated)
+
+
+def rewards_of(config: RewardConfig, logits: npt.NDArray[np.float32], *, calibrated: bool) -> list[Reward]:
+    """Rewards of logits [N, K-1], in order.
+
+    Raises:
+        RewardUnavailableError: a logit is NaN or infinite; names the rows.
+    """
+    p_gt = config.p_gt(logits, calibrated=calibrated)
+    columns = score(p_gt).tolist(), level_probs(p_gt).tolist(), p_gt.tolist()
+    return [Reward(*row) for row in zip(*columns, strict=True)]
+
+
+def model_card(section: ServeConfig, config: RewardConfig, engine: str) -> ModelCard:
+    """What a service with these settings says about its model."""
+    return ModelCard(
+        id=section.name,
+        source=section.model,
+        version=checkpoint_version(resolve_model(section.model, flag="--model")),
+        engine=engine,
+        levels=config.levels,
+        max_length=config.max_length,
+        dtype=section.dtype,
+        calibrated=section.calibrated,
+        created=int(time.time()),
+    )
 
 
 def check_checkpoint(section: ScorerSection) -> RewardConfig:
@@ -154,25 +202,34 @@ def check_checkpoint(section: ScorerSection) -> RewardConfig:
     Raises:
         UserError: see `reward.model.load_reward_config_and_tokenizer`.
     """
-    path = resolve_model(section.model, flag="--model")
     if section.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError(
             "the vllm engine is not installed", flag="--engine", hint="install the `cpu` or the `gpu` extra"
         )
-    config, _ = load_reward_config_and_tokenizer(
-        path, template_file=section.template, levels=section.levels, trust_remote_code=section.trust_remote_code
-    )
-    return config
+    return load_encoder(section)[1]
 
 
 def checkpoint_version(path: str) -> str:
-    """12 hex digits over names, sizes and times of a local checkpoint's files; of a hub name, over the name."""
+    """12 hex digits over a local checkpoint's files: their names, sizes and samples of their content; of a hub name, over it.
+
+    Copies of a checkpoint on other machines have the same version, and gigabytes of weights are not read for it. Both ends
+    of a file are read whole: that is where the tensors of a head stand, and it may be all that training changed.
+    """
     digest = hashlib.blake2b(digest_size=6)
     folder = Path(path)
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = sorted(item for item in folder.iterdir() if item.is_file()) if folder.is_dir() else []
     for file in files:
-        info = file.stat()
-        digest.update(f"{file.name}\x00{info.st_size}\x00{info.st_mtime_ns}\x00".encode())
+        size = file.stat().st_size
+        digest.update(f"{file.name}\x00{size}\x00".encode())
+        places = [(part * size // _VERSION_SAMPLES, _VERSION_SAMPLE_BYTES) for part in range(_VERSION_SAMPLES)]
+        with file.open("rb") as content:
+            for start, length in [
+                (0, _VERSION_END_BYTES),
+                (max(0, size - _VERSION_END_BYTES), _VERSION_END_BYTES),
+                *places,
+            ]:
+                content.seek(start)
+                digest.update(content.read(length))
     if not files:
         digest.update(path.encode())
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """`wildreward serve`: a reward model in, rewards over HTTP out, by Ray Serve.
 
-What the service does with a request is in `serve_app`; here it is started, watched and stopped.
+The service is two Serve applications: the engine replicas (`serve_engine`) and the API in front of them (`serve_api`). So a
+new model is an engine application of its own, which takes over when it has proved itself: see `serve_update`.
 """
 
 from __future__ import annotations
@@ -12,42 +13,57 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
+import ray
 from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
 
 from wildreward_ray.cluster.session import ActorRequest, check_resources, ray_errors, start_ray
 from wildreward_ray.core.config.serve import ServeConfig
 from wildreward_ray.core.errors import UserError, WildRewardError
 from wildreward_ray.stages.scoring import check_checkpoint, choose_engine
-from wildreward_ray.stages.serve_app import API_CPUS, RewardApi, RewardEngine
+from wildreward_ray.stages.serve_api import RewardApi
+from wildreward_ray.stages.serve_engine import RewardEngine
 
 APP = "wildreward"
+ENGINE_APP = "wildreward-engine"
+API_CPUS = 0.1
 _START_TIMEOUT_S = 600.0
+_HEALTH_PERIOD_S = 5.0
+_HEALTH_TIMEOUT_S = 30.0
 
 
 @contextmanager
-def service(config: ServeConfig) -> Iterator[str]:
+def service(config: ServeConfig, engine: type = RewardEngine) -> Iterator[str]:
     """Run the reward service for the length of a context. Gives its base URL.
+
+    Args:
+        engine: the class of the engine replicas.
 
     Raises:
         UserError: an unusable checkpoint, a busy port, a missing token, or too small a cluster.
         WildRewardError: the service did not come up.
     """
     check_checkpoint(config)
-    token = _token(config)
+    token_of(config)
     _check_port(config)
     with ray_errors(config.model):
         start_ray()
         check_resources(
             [
-                ActorRequest("engine", config.replicas, config.num_cpus, config.num_gpus, "--num-cpus"),
-                ActorRequest("api", 1, API_CPUS, 0.0, "--num-cpus"),
+                ActorRequest("engine", config.replicas[0], config.num_cpus, config.num_gpus, "--num-cpus"),
+                ActorRequest("api", config.api_replicas, API_CPUS, 0.0, "--num-cpus"),
             ],
             task_cpus=0.0,
         )
         try:
-            _deploy(config, token)
+            serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
+            # The API first: whoever asks while the model loads is told so, and to come back.
+            deploy_api(config, ENGINE_APP)
+            deploy_engine(config, ENGINE_APP, engine)
             url = f"http://{config.host if config.host != '0.0.0.0' else '127.0.0.1'}:{config.port}"
             _wait_until_healthy(url)
             yield url
@@ -62,31 +78,142 @@ def run(config: ServeConfig) -> None:
         signal.signal(name, lambda *_: stop.set())
     with service(config) as url:
         engine = choose_engine(config)
-        print(f"serving {config.model} with the {engine} engine at {url} (docs at {url}/docs)", flush=True)
+        address = ray.get_runtime_context().gcs_address
+        print(f"serving {config.model} with the {engine} engine at {url} (API at {url}/docs)", flush=True)
+        print(f"another model takes over by: RAY_ADDRESS={address} wildreward update-model --model PATH", flush=True)
         while not stop.wait(1.0):
             pass
     print("stopped", flush=True)
 
 
-def _deploy(config: ServeConfig, token: str | None) -> None:
-    options = {"num_cpus": config.num_cpus, **({"num_gpus": config.num_gpus} if config.num_gpus else {})}
-    engine = serve.deployment(
-        RewardEngine,
-        num_replicas=config.replicas,
-        ray_actor_options=options,
-        max_ongoing_requests=2 * config.max_batch_items,
-        max_queued_requests=config.max_queued,
-    )
-    serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
+def engine_application(args: dict[str, Any]) -> serve.Application:
+    """The engine replicas, for a Serve config file.
+
+    Args:
+        args: settings of `wildreward serve`.
+
+    Raises:
+        UserError: a setting that does not exist or breaks its rule, or an unusable checkpoint.
+    """
+    config = ServeConfig.load(None, args)
+    check_checkpoint(config)
+    return _engine(config, RewardEngine)
+
+
+def api_application(args: dict[str, Any]) -> serve.Application:
+    """The API in front of the engine application, for a Serve config file.
+
+    Args:
+        args: settings of `wildreward serve`, the same as the engine's; and `engine_app`, its application's name.
+
+    Raises:
+        UserError: see `engine_application`; also where the token's variable is empty.
+    """
+    settings = dict(args)
+    engine_app = settings.pop("engine_app", ENGINE_APP)
+    return _api(ServeConfig.load(None, settings), engine_app)
+
+
+def deploy_engine(config: ServeConfig, app: str, engine: type = RewardEngine) -> None:
+    """Start an engine application and wait until its replicas are up.
+
+    Raises:
+        WildRewardError: a replica did not come up; says why.
+    """
+    _run(_engine(config, engine), app, None)
+
+
+def deploy_api(config: ServeConfig, engine_app: str) -> None:
+    """Start the API, or point the one that runs to another engine application, in place.
+
+    Raises:
+        WildRewardError: it did not come up; says why.
+    """
+    _run(_api(config, engine_app), APP, "/")
+
+
+def why_not_up(app: str) -> str:
+    """What Serve has to say about an application that doesn't come up, or ""."""
+    status = serve.status().applications.get(app)
+    if status is None:
+        return ""
+    reasons = [d.message for d in status.deployments.values() if d.message] or [status.message]
+    # Traces come first in it, the error itself last.
+    return " ".join(reasons[0].split())[-600:]
+
+
+def token_of(config: ServeConfig) -> str | None:
+    """The bearer token clients must send, or None where none is asked for.
+
+    Raises:
+        UserError: its environment variable is empty.
+    """
+    if config.auth_token_env is None:
+        return None
+    token = os.environ.get(config.auth_token_env)
+    if not token:
+        raise UserError(f"the environment variable {config.auth_token_env!r} is empty", flag="--auth-token-env")
+    return token
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _run(application: serve.Application, name: str, route: str | None) -> None:
     try:
-        serve.run(RewardApi.bind(config, token, engine.bind(config)), name=APP, route_prefix="/")  # type: ignore[attr-defined]
+        serve.run(application, name=name, route_prefix=route)
     except RuntimeError as e:
         # Serve only says that a replica failed; the reason is in the application's status.
-        status = serve.status().applications.get(APP)
-        reasons = [d.message for d in status.deployments.values() if d.message] if status else []
-        raise WildRewardError(
-            f"the reward service did not start: {' '.join((reasons or [str(e)])[0].split())[:600]}"
-        ) from e
+        raise WildRewardError(f"the reward service did not start: {why_not_up(name) or e}") from e
+
+
+def _engine(config: ServeConfig, engine: type) -> serve.Application:
+    least, most = config.replicas
+    router = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+    scaled: dict[str, Any] = {"num_replicas": least}
+    if most > least:
+        scaling = AutoscalingConfig(
+            min_replicas=least,
+            max_replicas=most,
+            target_ongoing_requests=config.target_in_flight,
+            upscale_delay_s=config.scale_up_delay_s,
+            downscale_delay_s=config.scale_down_delay_s,
+        )
+        scaled = {"autoscaling_config": scaling}
+    if config.routing == "prefix" and most > 1:
+        scaled["request_router_config"] = RequestRouterConfig(request_router_class=router)
+    return serve.deployment(  # type: ignore[no-any-return]
+        engine,
+        name="RewardEngine",
+        ray_actor_options={"num_cpus": config.num_cpus, **({"num_gpus": config.num_gpus} if config.num_gpus else {})},
+        # What is above this number waits in the API for whichever replica has room first.
+        max_ongoing_requests=4 * config.target_in_flight,
+        graceful_shutdown_timeout_s=config.drain_s,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+        logging_config=LoggingConfig(enable_access_log=False),
+        **scaled,
+    ).bind(config)
+
+
+def _api(config: ServeConfig, engine_app: str) -> serve.Application:
+    return serve.deployment(  # type: ignore[no-any-return]
+        serve.ingress()(RewardApi),
+        name="RewardApi",
+        # For another model its replicas are replaced: new ones first, old ones when they have answered what they have.
+        max_surge_percent=100,
+        num_replicas=config.api_replicas,
+        ray_actor_options={"num_cpus": API_CPUS},
+        user_config={"config": config.model_dump(mode="json"), "engine_app": engine_app},
+        max_ongoing_requests=10_000,
+        graceful_shutdown_timeout_s=config.drain_s,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        logging_config=LoggingConfig(enable_access_log=False),
+    ).bind(config, token_of(config))
 
 
 def _wait_until_healthy(url: str) -> None:
@@ -104,15 +231,6 @@ def _wait_until_healthy(url: str) -> None:
     raise WildRewardError(f"{url}/healthz did not answer within {_START_TIMEOUT_S:.0f} s: {last}")
 
 
-def _token(config: ServeConfig) -> str | None:
-    if config.auth_token_env is None:
-        return None
-    token = os.environ.get(config.auth_token_env)
-    if not token:
-        raise UserError(f"the environment variable {config.auth_token_env!r} is empty", flag="--auth-token-env")
-    return token
-
-
 def _check_port(config: ServeConfig) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -120,10 +238,3 @@ def _check_port(config: ServeConfig) -> None:
             probe.bind((config.host, config.port))
         except OSError as e:
             raise UserError(f"port {config.port} of {config.host} can't be used: {e.strerror}", flag="--port") from e
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

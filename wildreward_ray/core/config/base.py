@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -95,6 +96,35 @@ def _read_yaml(file: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{file!r} holds a {type(tree).__name__}: a configuration is a mapping", flag="--config")
     return tree
+
+
+def number_or_range(value: Any, what: str) -> Any:
+    """For a validator before pydantic's own: `2` is (2, 2) and `2..8` is (2, 8).
+
+    Raises:
+        ValueError: a text that is neither.
+    """
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", value)
+        if found is None:
+            raise ValueError(f"{what} are a number or a range such as 2..8")
+        return int(found[1]), int(found[2] or found[1])
+    if isinstance(value, (tuple, list)) and len(value) == 1:
+        return number_or_range(value[0], what)
+    return value
+
+
+def ordered_range(value: tuple[int, int], what: str) -> tuple[int, int]:
+    """`value` where it has at least one and ends no lower than it begins.
+
+    Raises:
+        ValueError: it hasn't.
+    """
+    if not 1 <= value[0] <= value[1]:
+        raise ValueError(f"at least one {what} is needed, and no fewer at the most than at the least")
+    return value
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from wildreward_ray.core.config.base import Section
 from wildreward_ray.core.config.extract import Format
@@ -26,13 +26,56 @@ class TrainBench(Section):
     )
 
 
+ServePart = Literal["offline", "service", "plain", "http", "memory", "routing"]
+
+
+class ServeBench(Section):
+    """What is served, asked and compared for `bench serve`."""
+
+    parts: tuple[ServePart, ...] = Field(
+        get_args(ServePart),
+        min_length=1,
+        description="what is measured, as words or with commas: offline, service, plain, http, memory, routing; default: all",
+    )
+    model: str | None = Field(
+        None,
+        description="reward model with a reward_config.json; default: one of SmolLM2-135M's size with a random head",
+    )
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="engine of the service and of the ceiling")
+    group_size: int = Field(8, ge=2, description="replies to one prompt, asked for next to one another")
+    context_tokens: int = Field(
+        768, ge=16, description="longest prompt with its history, in tokens; older history is left out"
+    )
+    reply_tokens: int = Field(192, ge=4, description="longest reply, in tokens; longer ones are passed over")
+    in_flight: int = Field(64, ge=1, description="requests in flight")
+    cpu_threads: int | None = Field(
+        None, ge=1, description="threads of an engine and of the plain server; default: all"
+    )
+    kv_cache_gib: float = Field(1.0, gt=0, description="GiB of RAM for a vLLM engine's cache where there is no GPU")
+    plain_seconds: float = Field(30.0, gt=0, description="how long requests are sent to the plain server")
+    http_seconds: float = Field(20.0, gt=0, description="how long requests are sent to each server without a model")
+    memory_requests: int = Field(
+        100_000, ge=0, description="requests over which memory is watched; 0: memory is left out"
+    )
+    routing_items: int = Field(160, ge=1, description="items sent to two replicas under each routing")
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _words_or_commas(cls, value: Any) -> Any:
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, (list, tuple)):
+            return value
+        return [part for word in words for part in (word.split(",") if isinstance(word, str) else [word])]
+
+
 class BenchConfig(Section):
     """A stage's throughput against the engine's own, in one run."""
 
-    stage: Literal["extract", "ingest", "judge", "train"] = Field(
+    stage: Literal["extract", "ingest", "judge", "serve", "train"] = Field(
         "extract",
         description="extract: the judge's throughput in the pipeline over the bare engine's; ingest: everything but the judge; "
         "judge: how often hostile text moves its label, and how its modes agree; "
+        "serve: the reward service over its bare engine, over a plain server, its HTTP path, memory and routing; "
         "train: tokens a second over a bare PyTorch loop's, padding, two workers, and what checkpoints cost",
     )
     input: tuple[str, ...] | None = Field(None, description="chat logs that are read; default: the shipped sample")
@@ -41,4 +84,5 @@ class BenchConfig(Section):
     refine_replicas: int = Field(2, ge=1, description="actors that refine, for `ingest`")
     output: str | None = Field(None, description="file the figures are also written to, as JSON")
     judge: JudgeSection = Field(default_factory=JudgeSection)
+    serve: ServeBench = Field(default_factory=ServeBench)
     train: TrainBench = Field(default_factory=TrainBench)

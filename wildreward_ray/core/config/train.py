@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from wildreward_ray.core.config.base import Section
+from wildreward_ray.core.config.base import Section, number_or_range, ordered_range
 
 # Metrics of the held-out rows that can choose a checkpoint, and whether more is better.
 SELECTABLE = {
@@ -201,21 +200,9 @@ class TrainConfig(Section):
     @field_validator("workers", mode="before")
     @classmethod
     def _one_number_or_a_range(cls, value: Any) -> Any:
-        """`2` is (2, 2) and `2..8` is (2, 8)."""
-        if isinstance(value, int):
-            return value, value
-        if isinstance(value, str):
-            found = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", value)
-            if found is None:
-                raise ValueError("workers are a number or a range such as 2..8")
-            return int(found[1]), int(found[2] or found[1])
-        if isinstance(value, (tuple, list)) and len(value) == 1:
-            return cls._one_number_or_a_range(value[0])
-        return value
+        return number_or_range(value, "workers")
 
     @field_validator("workers")
     @classmethod
     def _at_least_one_worker(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not 1 <= value[0] <= value[1]:
-            raise ValueError("at least one worker is needed, and no fewer at the most than at the least")
-        return value
+        return ordered_range(value, "worker")
