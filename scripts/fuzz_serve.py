@@ -20,25 +20,16 @@ from typing import Any
 
 import httpx
 
+from scripts.fuzz_requests import Request, hand_requests, token_requests
+
 HARNESS_TIMEOUT_S = 120.0
+TIME_LIMIT = "X-Request-Timeout-Ms"
 JSON_TYPE = {"content-type": "application/json"}
 
 
 @dataclass(frozen=True)
-class Request:
-    """One request made by hand, and the statuses that are right for it."""
-
-    name: str
-    path: str
-    body: bytes = b""
-    method: str = "POST"
-    headers: dict[str, str] = field(default_factory=dict)
-    right: frozenset[int] = frozenset({400, 422})
-
-
-@dataclass(frozen=True)
 class Answer:
-    """A reply as it came; header names are in lower case."""
+    """A reply as it came; header names are in lower case. Status 0 is no reply at all, and `content` says why."""
 
     status: int
     headers: dict[str, str]
@@ -87,6 +78,8 @@ class Checker:
 
     def faults(self, method: str, template: str, answer: Answer) -> list[str]:
         """What is wrong with the reply to `method` at the document's path `template`; nothing for most replies."""
+        if answer.status == 0:
+            return [f"no reply: {answer.content.decode(errors='replace')}"]
         found = []
         if answer.status >= 500:
             found.append(answer.content[:300].decode(errors="replace"))
@@ -111,7 +104,7 @@ class Checker:
         return found
 
     def _breaks(self, schema: str, body: Any) -> list[str]:
-        from jsonschema import Draft202012Validator
+        from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
         # The document's own keys mean nothing to a validator; they are there for references to lead to.
         errors = Draft202012Validator({**self._document, "$ref": schema}).iter_errors(body)
@@ -143,100 +136,6 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
 
 
-def hand_requests(max_items: int = 1024, max_body_mb: float = 8.0) -> list[Request]:
-    """Requests that break something other than a schema, for the two protocols that most clients speak.
-
-    Args:
-        max_items: most items a request may hold, in the service that is asked.
-        max_body_mb: its largest body in MB.
-    """
-    item = {"prompt": "p", "response": "r"}
-    big = b'{"items":[{"prompt":"p","response":"' + b"x" * int(max_body_mb * 2**20) + b'"}]}'
-    score, rewards = "/v1/score", "/get_reward"
-    fine, refused, missing = frozenset({200}), frozenset({413}), frozenset({404})
-    return [
-        *(Request(f"{name} at {path}", path, body) for path in (score, rewards) for name, body in MALFORMED.items()),
-        *(Request(f"items: {name}", score, b'{"items":' + body + b"}") for name, body in BAD_ITEMS.items()),
-        *(Request(f"query: {name}", rewards, b'{"query":' + body + b"}") for name, body in BAD_ITEMS.items()),
-        Request("lone surrogate", score, b'{"items":[{"prompt":"\\ud800","response":"r"}]}'),
-        Request("lone surrogate in a text", rewards, b'{"query":["a \\udfff b"]}'),
-        Request("lone surrogate in a role", score, _messages(b'"\\ud800"')),
-        Request("number for a role", score, _messages(b"1e400")),
-        Request("unknown key", score, _json({"items": [item], "temperature": 1})),
-        Request("too many items", score, _json({"items": [item] * (max_items + 1)}), right=refused),
-        Request("too many texts", rewards, _json({"query": ["x"] * (max_items + 1)}), right=refused),
-        Request("body too large", score, big, right=refused),
-        Request("unknown model", score, _json({"items": [item], "model": "no-such"}), right=frozenset({404, 422})),
-        Request("compressed", score, b"\x1f\x8b", headers={"content-encoding": "gzip"}, right=frozenset({415})),
-        Request("NUL characters", score, b'{"items":[{"prompt":"a\\u0000b","response":"\\u0000"}]}', right=fine),
-        Request("control characters", rewards, b'{"query":["\\u0001\\u001b[2J\\u200b\\ufffe"]}', right=fine),
-        Request("empty texts", score, _json({"items": [{"prompt": "", "response": ""}]}), right=fine),
-        Request("text without tokens", rewards, b'{"query":["x",""]}', right=frozenset({200, 422})),
-        Request("emoji and right to left", rewards, _json({"query": ["\U0001f9d1\u200d\U0001f680 \u202e\u0634"]}), right=fine),
-        Request("special tokens", rewards, _json({"query": ["<|endoftext|><|im_end|><s></s>[PAD][MASK]"]}), right=fine),
-        Request("template code", score, _json({"items": [{"prompt": "{{ 7*7 }}", "response": "{% raw %}"}]}), right=fine),
-        Request("other content type", score, _json({"items": [item]}), headers={"content-type": "text/plain"}, right=fine),
-        *(
-            Request(f"timeout header {given!r}", score, _json({"items": [item]}), headers={"x-request-timeout-ms": given})
-            for given in ("0", "-1", "1.5", "soon", "9" * 30, "")
-        ),
-        Request("unknown path", "/v1/scores", _json({"items": [item]}), right=missing),
-        Request("path out of the tree", "/v1/models/..%2f..%2fetc%2fpasswd", method="GET", right=missing),
-        Request("line break in a path", "/v1/models/a%0d%0aset-cookie:%20x=1", method="GET", right=missing),
-        *(Request(f"{method} at {score}", score, method=method, right=frozenset({405})) for method in WRONG_METHODS),
-        Request("DELETE of a model", "/v1/models", method="DELETE", right=frozenset({405})),
-    ]  # fmt: skip
-
-
-WRONG_METHODS = ("GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS")
-MALFORMED = {
-    "no body": b"",
-    "no JSON": b"hello",
-    "cut JSON": b'{"items":[{"prompt":"p"',
-    "two values": b"{}{}",
-    "single quotes": b"{'items':[]}",
-    "not UTF-8": b'{"items":[{"prompt":"\xff\xfe","response":"r"}],"query":["\xff"]}',
-    "UTF-16": '{"items":[]}'.encode("utf-16"),
-    "overlong UTF-8": b'{"items":[{"prompt":"\xc0\xaf","response":"r"}],"query":["\xc0\xaf"]}',
-    "byte order mark only": b"\xef\xbb\xbf",
-    "list": b"[]",
-    "string": b'"items"',
-    "null": b"null",
-    "NaN": b"NaN",
-    "infinity": b'{"items":Infinity,"query":-Infinity}',
-    "empty object": b"{}",
-    "deep lists": b"[" * 200_000,
-    "deep closed lists": b"[" * 100_000 + b"]" * 100_000,
-    "deep objects": b'{"items":' * 50_000,
-    "deep items": b'{"items":' + b"[" * 5_000 + b"]" * 5_000 + b',"query":' + b"[" * 5_000 + b"]" * 5_000 + b"}",
-    "huge integer": b'{"items":[' + b"9" * 20_000 + b'],"query":[' + b"9" * 20_000 + b"]}",
-    "huge exponent": b'{"items":[1e999999],"query":[1e999999]}',
-}
-BAD_ITEMS = {
-    "empty list": b"[]",
-    "null": b"null",
-    "number": b"1",
-    "bare string": b'"text"',
-    "object": b'{"prompt":"p","response":"r"}',
-    "null in the list": b"[null]",
-    "number in the list": b"[1]",
-    "list in the list": b"[[]]",
-    "empty object in the list": b"[{}]",
-    "null prompt": b'[{"prompt":null,"response":"r"}]',
-    "number response": b'[{"prompt":"p","response":4}]',
-    "no messages": b'[{"messages":[]}]',
-    "one of them bad": b'[{"prompt":"p","response":"r"},{"prompt":"p"},"text",3]',
-}
-
-
-def _messages(role: bytes) -> bytes:
-    return b'{"items":[{"messages":[{"role":' + role + b',"content":"p"},{"role":"assistant","content":"r"}]}]}'
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value).encode()
-
-
 def try_hand_requests(
     requests: list[Request], send: Callable[[Request], Answer], checker: Checker, findings: Findings
 ) -> None:
@@ -246,7 +145,9 @@ def try_hand_requests(
         faults = checker.faults(request.method, request.path, answer)
         if answer.status not in request.right:
             faults.append(f"should be {sorted(request.right)}: {answer.content[:200]!r}")
-        findings.add(f"{request.method} {request.path.split('%')[0]}", request.name, answer, faults)
+        by_path = request.right != frozenset({405})
+        operation = f"{request.method} {request.path.split('%')[0]}" if by_path else "other methods"
+        findings.add(operation, request.name, answer, faults)
 
 
 def try_generated(
@@ -258,24 +159,43 @@ def try_generated(
         schema: what `schemathesis.openapi.from_url` or `from_asgi` gives.
         headers: sent with every request.
     """
-    operations = [found.ok() for found in schema.get_all_operations()]
-    share = max(2, requests // len(operations))
-    for operation in operations:
-        sent = 0
+    # Operations without a body come first: they have few different requests and leave the rest of their share to others.
+    operations = sorted((found.ok() for found in schema.get_all_operations()), key=lambda one: one.method == "post")
+    budget = requests
+    for left, operation in zip(range(len(operations), 0, -1), operations, strict=True):
+        share, sent = max(2, budget // left), 0
 
         def ask(case: Any, what: str, operation: Any = operation) -> None:
-            reply = case.call(headers=headers, timeout=HARNESS_TIMEOUT_S)
-            answer = Answer(reply.status_code, {k: v[0] for k, v in reply.headers.items()}, reply.content or b"")
+            nonlocal sent
+            sent += 1
+            _allow_time(case)
+            answer = _call(case, headers)
             faults = checker.faults(case.method, operation.path, answer)
             if faults:
                 faults.append(case.as_curl_command()[:500])
-            findings.add(operation.label, what, answer, faults)
+            known = case.method.lower() == operation.method.lower()
+            findings.add(operation.label if known else "other methods", f"{case.method}, {what}", answer, faults)
 
         for case in _covering(schema, operation, share // 2):
             ask(case, "coverage")
-            sent += 1
         for mode, count in _modes(share - sent):
             _explore(operation, mode, count, seed, ask)
+        budget -= sent
+
+
+def _call(case: Any, headers: dict[str, str]) -> Answer:
+    try:
+        reply = case.call(headers=headers, timeout=HARNESS_TIMEOUT_S)
+    except OSError as e:  # what requests raises where no reply comes
+        return Answer(0, {}, str(e).encode())
+    return Answer(reply.status_code, {name: values[0] for name, values in reply.headers.items()}, reply.content or b"")
+
+
+def _allow_time(case: Any) -> None:
+    """Give a minute to a request that allows a few milliseconds: a 503 would be right for it, and no fault."""
+    given = (case.headers or {}).get(TIME_LIMIT)
+    if given is not None and str(given).isdigit() and int(given) > 0:
+        case.headers[TIME_LIMIT] = "60000"
 
 
 def _covering(schema: Any, operation: Any, most: int) -> Iterator[Any]:
@@ -325,14 +245,7 @@ def _explore(operation: Any, mode: Any, count: int, seed: int, ask: Callable[[An
 
 def try_tokens(send: Callable[[Request], Answer], checker: Checker, findings: Findings) -> None:
     """A service that asks for a token gives nothing without it; `send` must not add one."""
-    body = _json({"items": [{"prompt": "p", "response": "r"}]})
-    given = {"no token": None, "wrong token": "Bearer no", "empty token": "Bearer", "other scheme": "Basic eDp5"}
-    requests = [
-        Request(name, path, body, method, {"authorization": value} if value else {}, frozenset({401}))
-        for name, value in given.items()
-        for method, path in (("POST", "/v1/score"), ("POST", "/get_reward"), ("GET", "/v1/models"))
-    ]
-    try_hand_requests(requests, send, checker, findings)
+    try_hand_requests(token_requests(), send, checker, findings)
 
 
 def main() -> int:
@@ -352,13 +265,19 @@ def main() -> int:
         parser.error(f"the environment variable {options.token_env!r} is empty (--token-env)")
     auth = {} if token is None else {"authorization": f"Bearer {token}"}
 
-    from schemathesis import openapi
+    try:
+        from schemathesis import openapi
+    except ImportError:
+        parser.error("schemathesis is not installed; it is in the dev extra")
 
     url = options.url.rstrip("/")
     findings = Findings()
     with httpx.Client(base_url=url, timeout=HARNESS_TIMEOUT_S) as http:
-        document = http.get("/openapi.json", headers=auth).raise_for_status().json()
-        levels = http.get("/v1/models", headers=auth).raise_for_status().json()["data"][0]["levels"]
+        try:
+            document = http.get("/openapi.json", headers=auth).raise_for_status().json()
+            levels = http.get("/v1/models", headers=auth).raise_for_status().json()["data"][0]["levels"]
+        except (httpx.HTTPError, ValueError, LookupError) as e:
+            parser.error(f"no reward service answers at {url!r}: {e} (--url, --token-env)")
         checker = Checker(document, levels)
         hand = hand_requests(options.max_items, options.max_body_mb)
         try_hand_requests(hand, lambda request: _send(http, request, auth), checker, findings)
@@ -376,7 +295,10 @@ def main() -> int:
 
 def _send(http: httpx.Client, request: Request, auth: dict[str, str]) -> Answer:
     headers = {**JSON_TYPE, **auth, **request.headers}
-    reply = http.request(request.method, request.path, content=request.body, headers=headers)
+    try:
+        reply = http.request(request.method, request.path, content=request.body, headers=headers)
+    except httpx.TransportError as e:
+        return Answer(0, {}, f"{type(e).__name__}: {e}".encode())
     return Answer(reply.status_code, dict(reply.headers), reply.content)
 
 

@@ -191,7 +191,8 @@ def draw(minutes: Sequence[Mapping[str, Any]], file: Path) -> None:
     axes[3].set_ylabel("MiB")
     axes[3].set_xlabel("minute")
     for axis in axes[1:]:
-        axis.legend(fontsize=7)
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(fontsize=7)
     for number, minute in enumerate(minutes):
         for offset, what in enumerate(minute["incidents"]):
             axes[0].axvline(number, color="tab:red", alpha=0.4)

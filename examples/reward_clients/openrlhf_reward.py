@@ -20,7 +20,8 @@ import torch
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
-# A busy or restarting service is asked again for about three minutes; anything it refuses is not.
+# A busy or restarting service is asked again for about three minutes; anything it refuses is not. The service's Retry-After says
+# when a next try is worth while at the earliest: with it in place of the growing waits, ten tries would be over in seconds.
 RETRY = Retry(
     total=10,
     backoff_factor=0.5,
@@ -28,6 +29,7 @@ RETRY = Retry(
     backoff_max=30,
     status_forcelist=(408, 425, 429, 502, 503, 504),
     allowed_methods=("POST",),
+    respect_retry_after_header=False,
     raise_on_status=False,
 )
 _local = threading.local()

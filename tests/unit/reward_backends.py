@@ -137,7 +137,7 @@ def ask(
     """One request to the application, in this process."""
 
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
             if json is not None:
                 return await client.request(method, path, json=json, headers=headers)

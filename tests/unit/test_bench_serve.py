@@ -20,6 +20,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from scripts.soak_record import Record
+from scripts.soak_service import new_version
 from wildreward_ray.core.config.bench import BenchConfig, ServeBench
 from wildreward_ray.core.config.serve import ScorerSection, ServeConfig
 from wildreward_ray.core.errors import UserError, WildRewardError
@@ -41,7 +42,7 @@ from wildreward_ray.stages.bench_serve_plain import (
     server,
 )
 from wildreward_ray.stages.bench_serve_texts import Context, count_tokens, grouped, newest_history, read_texts
-from wildreward_ray.stages.scoring import load_scorer
+from wildreward_ray.stages.scoring import checkpoint_version, load_scorer
 
 Answer = Callable[[int, bytes], bytes]
 WORDS = "user: {{ prompt }} assistant: {{ response }}"
@@ -427,6 +428,20 @@ def test_a_bench_of_real_processes_finds_the_same_scores_and_writes_its_figures(
     assert found["plain_p99_ms"] >= found["plain_p50_ms"] > 0
     assert found["score_spread"] > 0
     assert not {"service_per_s", "http_per_s", "service_over_plain"} & found.keys()
+
+
+def test_another_version_of_a_model_is_the_same_model_and_leaves_the_first_alone(
+    reward_model: str, tmp_path: Path
+) -> None:
+    before = checkpoint_version(reward_model)
+    other = new_version(reward_model, tmp_path)
+    assert checkpoint_version(reward_model) == before != checkpoint_version(str(other))
+    inputs = [[10, 11], [12]]
+    scores = [
+        load_scorer(ScorerSection(model=path, engine="transformers")).score(inputs).score.tolist()
+        for path in (reward_model, str(other))
+    ]
+    assert scores[0] == scores[1]
 
 
 def test_a_soak_counts_wrong_scores_and_nan_among_them() -> None:

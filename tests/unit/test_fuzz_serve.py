@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from scripts.fuzz_serve import Answer, Checker, Findings, Request, try_generated, try_hand_requests, try_tokens
+from scripts.fuzz_requests import Request
+from scripts.fuzz_serve import Answer, Checker, Findings, try_generated, try_hand_requests, try_tokens
 from tests.unit.reward_backends import CARD, GOOD, HandMade, OfModel, Watch, ask, tiny_scorer
 from wildreward_ray.core.protocols import DIALECTS
 from wildreward_ray.core.service import Reward
@@ -44,6 +45,7 @@ def test_no_generated_request_breaks_the_service(tmp_path_factory: pytest.TempPa
         (answer(500, {"detail": "d", "code": "internal"}), "internal"),
         (answer(503, {"detail": "d", "code": "timeout"}), "timeout"),
         (answer(200, b"<html>", {"content-type": "text/html"}), "content-type"),
+        (Answer(0, {}, b"connection reset"), "connection reset"),
         (answer(422, b"oops"), "not JSON"),
         (answer(422, {"error": "d"}), "breaks its schema"),
         (answer(200, {"rewards": [1.0]}), "breaks its schema"),

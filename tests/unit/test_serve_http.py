@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from scripts.fuzz_serve import REWARDS, Answer, Checker, Request, hand_requests
+from scripts.fuzz_requests import Request, hand_requests
+from scripts.fuzz_serve import REWARDS, Answer, Checker
 from tests.unit.reward_backends import CARD, GOOD, HandMade, OfModel, Watch, ask, tiny_scorer
 from wildreward_ray.core.protocols import DIALECTS, Dialect
-from wildreward_ray.core.service import Input, RequestRecord, Reward, ServiceError
+from wildreward_ray.core.service import Input, RequestRecord, Reward, Scored, ServiceError
 from wildreward_ray.stages.scoring import Scorer
 from wildreward_ray.stages.serve_http import RewardHttp
 from wildreward_ray.stages.serve_openapi import EXAMPLES, openapi
+from wildreward_ray.stages.serve_reply import check_rewards, json_reply
 
 PAGES = {"/": ("text/html; charset=utf-8", b"<p>play</p>"), "/docs": ("text/html; charset=utf-8", b"<p>docs</p>")}
 ITEM = {"prompt": "p", "response": "r"}
@@ -45,7 +47,12 @@ def failing(error: Exception) -> HandMade:
 
 
 def send_raw(
-    app: RewardHttp, messages: list[dict[str, Any]], *, path: str = "/v1/score", headers: Any = ()
+    app: RewardHttp,
+    messages: list[dict[str, Any]],
+    *,
+    method: str = "POST",
+    path: str = "/v1/score",
+    headers: Any = (),
 ) -> list[dict[str, Any]]:
     """What the application sends after these ASGI messages; asking for more of them than there are is a failure."""
     left, sent = list(messages), list[dict[str, Any]]()
@@ -56,7 +63,7 @@ def send_raw(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(app({"type": "http", "method": "POST", "path": path, "headers": list(headers)}, receive, send))
+    asyncio.run(app({"type": "http", "method": method, "path": path, "headers": list(headers)}, receive, send))
     return sent
 
 
@@ -246,6 +253,19 @@ def test_a_reward_that_is_none_is_never_a_number_in_any_protocol(rewards: list[A
         assert watch.records[0].scores == []
 
 
+@pytest.mark.parametrize("rewards", BAD_REWARDS.values(), ids=BAD_REWARDS)
+def test_a_bad_reward_is_found_before_a_protocol_writes_it(rewards: list[Any]) -> None:
+    with pytest.raises(ServiceError) as error:
+        check_rewards(Scored(rewards, CARD, 0), 1)
+    assert error.value.code == "bad_reward"
+
+
+def test_no_reply_can_hold_a_number_that_is_not_finite() -> None:
+    for number in (NAN, INF, -INF):
+        with pytest.raises(ValueError, match="JSON compliant"):
+            json_reply({"rewards": [number]})
+
+
 @pytest.mark.parametrize("score", [1.0, 4.0])
 def test_the_ends_of_the_scale_are_rewards(score: float) -> None:
     certain = Reward(score, [float(score == 1), 0.0, 0.0, float(score == 4)], [float(score == 4)] * 3)
@@ -354,10 +374,12 @@ def test_the_model_is_listed_and_found_by_its_name_and_by_its_path() -> None:
 
 def test_head_has_the_headers_of_get_and_no_body() -> None:
     for path in ("/healthz", "/v1/models", "/openapi.json", "/docs"):
-        get, head = ask(application(), "GET", path), ask(application(), "HEAD", path)
-        assert head.content == b""
-        for name in ("content-type", "content-length"):
-            assert head.headers[name] == get.headers[name]
+        (get, got), (head, nothing) = (
+            send_raw(application(), [], method=method, path=path) for method in ("GET", "HEAD")
+        )
+        assert (len(got["body"]) > 0, nothing["body"]) == (True, b"")
+        for name in (b"content-type", b"content-length"):
+            assert dict(head["headers"])[name] == dict(get["headers"])[name]
 
 
 def test_a_wrong_method_is_told_the_right_ones() -> None:

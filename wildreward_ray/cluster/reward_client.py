@@ -90,11 +90,11 @@ class ClientSettings:
         size = self._items_per_request
         return [Part(items[start : start + size], "items", start) for start in range(0, len(items), size)]
 
-    def _until(self) -> float:
-        return float("inf") if self._deadline_s is None else time.monotonic() + self._deadline_s
-
     def _groups(self, groups: Sequence[Sequence[Item]]) -> list[Part]:
         return [Part(group, f"groups[{g}]") for g, group in enumerate(groups)]
+
+    def _until(self) -> float:
+        return float("inf") if self._deadline_s is None else time.monotonic() + self._deadline_s
 
     def _tries(self, until: float) -> Tries:
         return Tries(self.url, self._backoff, retries=self._retries, timeout_s=self._timeout_s, until=until)

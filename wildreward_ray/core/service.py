@@ -97,7 +97,7 @@ class ServiceError(WildRewardError):
     """A request that gets no rewards, and what its client is told.
 
     Args:
-        status: HTTP status; 429 and 503 are worth another try, 4xx and 500 are not.
+        status: HTTP status; 503 is worth another try, others are not.
         code: a stable word for programs.
         detail: the value that was met and the rule it breaks, for people; never a conversation's text.
         field: where in the body it was met, e.g. `items[3].response`.

@@ -203,6 +203,8 @@ def _memory(bench: Bench, known: dict[str, list[float]]) -> Figures:
     share = -(-total // _MEMORY_SAMPLES)
     samples = []
     with _serving(bench, null=True) as url, Generator() as load:
+        if not memory(os.getpid()):
+            raise WildRewardError("the service's processes are not below this one: unset RAY_ADDRESS")
         for number in range(_MEMORY_SAMPLES):
             load.send(_order(bench, url, bench.bodies, requests=share)).check("service")
             samples.append(((number + 1) * share, memory(os.getpid())))

@@ -95,6 +95,6 @@ def growth(samples: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, dict
     for role in samples[-1][1]:
         points = [(requests, sample[role]) for requests, sample in late if role in sample]
         if len(points) > 1:
-            slope = float(np.polyfit(*zip(*points, strict=True), 1)[0])
+            slope = float(np.polyfit([requests for requests, _ in points], [mib for _, mib in points], 1)[0])
             found[role] = {"at_10_percent": points[0][1], "at_end": points[-1][1], "per_10k": slope * 10_000}
     return found

@@ -242,7 +242,9 @@ def _reward(config: OnlineDpoConfig) -> Iterator[tuple[RewardClient, Health]]:
         if url is None:
             from wildreward_ray.stages.serve import free_port, service
 
-            serve_config = ServeConfig.load(None, {"model": config.reward_model, "port": free_port()})
+            serve_config = ServeConfig.load(
+                None, {"model": config.reward_model, "port": free_port(), "too_long": "cut"}
+            )
             url = stack.enter_context(service(serve_config))
         section = config.reward
         client = RewardClient(

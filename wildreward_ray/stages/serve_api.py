@@ -146,7 +146,7 @@ class RewardApi:
         limit = self._now().config.max_queued
         if self._queued + len(inputs) > limit:
             raise ServiceError(
-                429, "overloaded", f"{self._queued} items are waiting already, of at most {limit}", retry_after_s=1
+                503, "overloaded", f"{self._queued} items are waiting already, of at most {limit}", retry_after_s=1
             )
         self._queued += len(inputs)
         try:
@@ -208,7 +208,7 @@ async def _ask(engine: Any, ids: list[list[int]]) -> list[Reward] | None:
         raise
     except BackPressureError as e:
         raise ServiceError(
-            429, "overloaded", "all engine replicas have as much as they may hold", retry_after_s=1
+            503, "overloaded", "all engine replicas have as much as they may hold", retry_after_s=1
         ) from e
     except ray.exceptions.RayTaskError as e:
         if isinstance(e.cause, RewardUnavailableError):

@@ -61,7 +61,7 @@ class ServeConfig(ScorerSection):
     max_items: int = Field(1024, ge=1, description="most items a request may hold")
     max_body_mb: float = Field(8.0, gt=0, description="largest request body in MB")
     max_queued: int = Field(
-        4096, ge=1, description="items an API process may have waiting; more get 429 with Retry-After"
+        4096, ge=1, description="items an API process may have waiting; more get 503 with Retry-After"
     )
     batch_wait_ms: float = Field(5.0, ge=0, description="how long a batch of the transformers engine waits to fill")
     request_timeout_s: float = Field(60.0, gt=0, description="longest a request may take before it gets 503")
