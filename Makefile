@@ -24,10 +24,11 @@ demo: $(STAMP)
 	$(BIN)/wildreward demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests/unit -n 2
+	$(BIN)/python -m pytest tests/ray
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit -n 2
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -209,7 +209,7 @@ def test_a_reply_of_status_200_without_every_score_is_a_failure(broken: Answer) 
     items = [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": "c"}]
     with reward_server(lambda reply: 2.0, answers=1, after=broken) as server:
         client = RewardClient(server.url, retries=0)
-        assert [s.score for s in client.score([items])[0]] == [2.0, 2.0]
+        assert [s.score for s in client.score(items)] == [2.0, 2.0]
         with pytest.raises(RewardUnavailableError, match=server.url):
-            client.score([items])
+            client.score(items)
         client.close()

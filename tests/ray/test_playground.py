@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.ray.helpers import free_port
+from wildreward_ray.core.config.serve import ServeConfig
+from wildreward_ray.stages.serve import service
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, Locator, Page, Route
 
@@ -34,6 +38,13 @@ HOSTILE = (
     "<svg onload='window.ran=1'>${window.ran=1} javascript:alert(1) \u202e\u2028 $(touch x) `id` ' '' \\ \\' \" ! %s\nnext line"
 )
 SAME = 1e-3
+
+
+@pytest.fixture(scope="module")
+def service_url(ray_session: None, tiny_reward_model: str) -> Iterator[str]:
+    settings = {"model": tiny_reward_model, "engine": "transformers", "port": free_port()}
+    with service(ServeConfig.load(None, settings)) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

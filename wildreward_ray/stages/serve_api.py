@@ -229,10 +229,13 @@ def encode(encoder: InputEncoder, inputs: Sequence[Input], *, cut: bool) -> list
         cut: replies and rendered texts that are longer than the model reads lose their beginning; else they are refused.
 
     Raises:
-        ServiceError: 422 with the number of the input that is too long.
+        ServiceError: 422 with the number of the input that is too long, or empty.
     """
     conversations = iter(encoder.encode_batch([one for one in inputs if not isinstance(one, str)]))
     encoded = [encoder.encode_text(one) if isinstance(one, str) else next(conversations) for one in inputs]
+    for i, ids in enumerate(encoded):
+        if not ids:
+            raise ServiceError(422, "no_tokens", "the text has no tokens, so there is nothing to score", item=i)
     if not cut:
         for i, (one, ids) in enumerate(zip(inputs, encoded, strict=True)):
             # Only what fills the model's whole input may have been cut.

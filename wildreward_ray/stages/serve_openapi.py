@@ -23,11 +23,10 @@ ERRORS = {
     413: "The body is too large, or holds too many items.",
     415: "The body is compressed.",
     422: "The body is JSON but no request of this protocol, or an input is too long; `field` says where.",
-    429: "Too many items are waiting; try again after `Retry-After` seconds.",
     500: "A reward could not be computed, or the service failed. Another try gives the same.",
-    503: "No engine answers, or none did in time; try again after `Retry-After` seconds.",
+    503: "No engine answers, none did in time, or too many items are waiting; try again after `Retry-After` seconds.",
 }
-SCORE_ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)
+SCORE_ERRORS = (400, 401, 404, 408, 413, 415, 422, 500, 503)
 
 _PROMPT, _REPLY = "How do I undo my last git commit?", "Run `git reset --soft HEAD~1`; your changes stay staged."
 _TEXT = f"user: {_PROMPT}\n### How well does this reply serve the user?\nassistant: {_REPLY}"
@@ -192,7 +191,7 @@ def _ok(description: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 def _error(status: int, schemas: dict[str, Any]) -> dict[str, Any]:
     reply = _ok(ERRORS[status], schemas["error"])
-    if status in (429, 503):
+    if status == 503:
         reply["headers"]["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
     if status == 401:
         reply["headers"]["WWW-Authenticate"] = {"$ref": "#/components/headers/WWW-Authenticate"}

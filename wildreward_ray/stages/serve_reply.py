@@ -60,7 +60,7 @@ def refusal(error: ServiceError, allow: bytes) -> Reply:
         headers.append((b"www-authenticate", b"Bearer"))
     elif error.status == 405:
         headers.append((b"allow", allow))
-    elif error.status in (429, 503):
+    elif error.status == 503:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s or 0))))
     return Reply(error.status, _write(content).encode(), tuple(headers))
 
