@@ -79,11 +79,15 @@ def start_pooling_engine(model: str, section: EngineSection, *, flag: str) -> Po
     arguments = engine_arguments(model, section, flag=flag)
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as e:
         raise cannot_import_vllm(e) from e
     try:
-        return PoolingEngine(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments, runner="pooling")))
+        # By its context vLLM chooses how much a step of the model takes. A server of chats keeps steps short, for the tokens
+        # that others wait for; here nobody waits for a next token, and what counts is throughput.
+        args = AsyncEngineArgs(**arguments, runner="pooling")
+        return PoolingEngine(AsyncLLM.from_engine_args(args, usage_context=UsageContext.LLM_CLASS))
     except (OSError, ValueError) as e:
         raise cannot_load(model, e, flag) from e
 
