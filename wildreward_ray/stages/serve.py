@@ -124,7 +124,7 @@ def deploy_engine(config: ServeConfig, app: str, engine: type = RewardEngine) ->
 
 
 def deploy_api(config: ServeConfig, engine_app: str) -> None:
-    """Start the API, or point the one that runs to another engine application, in place.
+    """Start the API, or replace the one that runs by one that asks another engine application.
 
     Raises:
         WildRewardError: it did not come up; says why.
@@ -186,7 +186,7 @@ def _engine(config: ServeConfig, engine: type) -> serve.Application:
         scaled = {"autoscaling_config": scaling}
     if config.routing == "prefix" and most > 1:
         scaled["request_router_config"] = RequestRouterConfig(request_router_class=router)
-    return serve.deployment(  # type: ignore[no-any-return]
+    return serve.deployment(
         engine,
         name="RewardEngine",
         ray_actor_options={"num_cpus": config.num_cpus, **({"num_gpus": config.num_gpus} if config.num_gpus else {})},
@@ -201,7 +201,7 @@ def _engine(config: ServeConfig, engine: type) -> serve.Application:
 
 
 def _api(config: ServeConfig, engine_app: str) -> serve.Application:
-    return serve.deployment(  # type: ignore[no-any-return]
+    return serve.deployment(
         serve.ingress()(RewardApi),
         name="RewardApi",
         # For another model its replicas are replaced: new ones first, old ones when they have answered what they have.
