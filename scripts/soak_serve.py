@@ -226,7 +226,7 @@ class Soak:
                 f"--model={self._copy}",
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "RAY_ADDRESS": address},
+                env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": address},
             )
             try:
                 code = await asyncio.wait_for(process.wait(), _UPDATE_S)

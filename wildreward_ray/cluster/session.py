@@ -68,7 +68,10 @@ def start_ray(*, join: bool = False) -> None:
         ray.init(logging_level=logging.WARNING, log_to_driver=logger.isEnabledFor(logging.DEBUG), **kwargs)
     except ConnectionError as e:
         where = os.environ.get("RAY_ADDRESS", "this machine")
-        raise UserError(f"no Ray cluster answers at {where}", hint="set RAY_ADDRESS to its address") from e
+        raise UserError(
+            f"no Ray cluster answers at {where}",
+            hint="set RAY_ADDRESS to its address, and RAY_AUTH_MODE=token if it asks for a token",
+        ) from e
     data = ray.data.DataContext.get_current()
     data.print_on_execution_start = False
     data.enable_progress_bars = False  # `Progress` prints one line a stage instead

@@ -74,6 +74,11 @@ class InputEncoder:
         """Tokens of what must not be cut if the reward is to be that of the whole reply: the response, or a rendered text."""
         return len(self._bodies([one if isinstance(one, str) else one[2]])[0])
 
+    def may_be_cut(self, one: Item | str, ids: Sequence[int]) -> bool:
+        """Whether `ids` may have lost something of `one`: they fill the model's input, or did before padding went from their end."""
+        text = one if isinstance(one, str) else one[2]
+        return len(ids) >= self.max_length - 1 or text.endswith(str(self.tokenizer.pad_token))
+
     def _bodies(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, uncut and without the surrounding special tokens."""
         if not texts:

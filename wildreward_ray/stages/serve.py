@@ -79,8 +79,13 @@ def run(config: ServeConfig) -> None:
     with service(config) as url:
         engine = choose_engine(config)
         address = ray.get_runtime_context().gcs_address
+        # Ray sets this when it starts a cluster that asks for a token; who joins by address has to say it.
+        token = "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
         print(f"serving {config.model} with the {engine} engine at {url} (API at {url}/docs)", flush=True)
-        print(f"another model takes over by: RAY_ADDRESS={address} wildreward update-model --model PATH", flush=True)
+        print(
+            f"another model takes over by: {token}RAY_ADDRESS={address} wildreward update-model --model PATH",
+            flush=True,
+        )
         while not stop.wait(1.0):
             pass
     print("stopped", flush=True)

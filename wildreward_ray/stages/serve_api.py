@@ -238,8 +238,7 @@ def encode(encoder: InputEncoder, inputs: Sequence[Input], *, cut: bool) -> list
             raise ServiceError(422, "no_tokens", "the text has no tokens, so there is nothing to score", item=i)
     if not cut:
         for i, (one, ids) in enumerate(zip(inputs, encoded, strict=True)):
-            # Only what fills the model's whole input may have been cut.
-            if len(ids) >= encoder.max_length - 1 and (tokens := encoder.essential_tokens(one)) > encoder.room:
+            if encoder.may_be_cut(one, ids) and (tokens := encoder.essential_tokens(one)) > encoder.room:
                 what = "the text" if isinstance(one, str) else "the response"
                 raise ServiceError(
                     422, "too_long", f"{what} has {tokens} tokens and the model reads at most {encoder.room}", item=i
