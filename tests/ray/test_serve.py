@@ -205,6 +205,14 @@ def test_bodies_that_come_in_chunks_are_read_up_to_the_limit(served: Served) -> 
     assert served.http.post("/v1/score", content=chunks(200_000), headers=headers).status_code == 413
 
 
+@pytest.mark.parametrize("header", [b"x-request-id", b"x-session-id", b"accept"])
+def test_a_header_that_is_no_text_is_the_clients_mistake(served: Served, header: bytes) -> None:
+    reply = served.http.post("/v1/score", json={"items": [GOOD]}, headers=[(header, b"\xd7\xf8")])
+    assert reply.status_code == 400
+    assert reply.json()["code"] == "unreadable_header"
+    assert reply.json()["field"] == header.decode()
+
+
 def test_health_and_models_name_what_is_served(served: Served) -> None:
     health = served.http.get("/healthz").json()
     assert health["model"] == str(served.model)

@@ -60,6 +60,8 @@ def start_ray(*, join: bool = False) -> None:
     """
     if ray.is_initialized():
         return
+    # Processes of the cluster inherit it; Serve's proxy is one of them.
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "wildreward_ray.stages.serve_proxy:middlewares")
     kwargs: dict[str, object] = {}
     if not os.environ.get("RAY_ADDRESS"):
         kwargs = {"address": "auto"} if join else {"address": "local", "include_dashboard": False}
