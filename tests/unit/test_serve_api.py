@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from wildreward_ray.core.service import ServiceError
 from wildreward_ray.core.template import RewardTemplate
-from wildreward_ray.reward.inputs import InputEncoder
+from wildreward_ray.reward.inputs import InputEncoder, Item
 from wildreward_ray.stages.serve_api import encode, prompt_hash
 
 TEMPLATE = (
@@ -27,8 +27,9 @@ def encoder(llama_tokenizer: PreTrainedTokenizerFast) -> InputEncoder:
 def test_history_and_prompt_may_be_cut_and_the_response_may_not(encoder: InputEncoder) -> None:
     history = [{"role": "user", "content": words(50)}, {"role": "assistant", "content": words(50)}]
     fits = encoder.room
-    for inputs in ([(history, "w1", words(10))], [([], words(100), words(10))], [([], "w1", words(fits))]):
-        (ids,) = encode(encoder, inputs, cut=False)
+    cases: list[Item] = [(history, "w1", words(10)), ([], words(100), words(10)), ([], "w1", words(fits))]
+    for case in cases:
+        (ids,) = encode(encoder, [case], cut=False)
         assert len(ids) <= 40
     with pytest.raises(ServiceError) as refused:
         encode(encoder, [([], "w1", "w2"), ([], "w1", words(fits + 1))], cut=False)
