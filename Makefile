@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test unit check format clean
+.PHONY: help setup demo test slow unit check format clean
 
 help:
 	@echo "make demo    install, then run the whole loop on the shipped sample (runs/demo/report.html)"
 	@echo "make test    install, then run the whole test suite"
+	@echo "make slow    install, then run the tests that take minutes each"
 	@echo "make unit    the tests that need neither Ray nor an engine"
 	@echo "make check   ruff, formatting and mypy"
 	@echo "make setup   install only; PYTHON=python3.12 chooses another interpreter"
@@ -26,6 +27,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest tests/unit -n 2
 	$(BIN)/python -m pytest tests/ray
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest tests -m slow
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit -n 2

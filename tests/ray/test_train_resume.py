@@ -117,6 +117,7 @@ def test_on_s3_two_workers_one_killed_then_the_driver_then_one_worker_to_the_end
     assert any(key.startswith("out/tracking/tensorboard/") for key in left)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_a_node_on_notice_and_gets_another_trains_on_with_what_it_has(
     rows: str, tiny_policy: str, undisturbed: Path, tmp_path: Path
 ) -> None:
