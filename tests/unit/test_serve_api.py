@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -61,3 +63,10 @@ def test_replies_to_one_prompt_have_one_hash_however_they_are_asked_for() -> Non
     assert len(texts) == 1
     assert prompt_hash("user: q assistant: x", marker) not in texts
     assert prompt_hash("a", "") != prompt_hash("b", "")
+
+
+def test_a_service_error_crosses_process_borders_whole() -> None:
+    error = ServiceError(503, "loading", "the model is being loaded", item=3, retry_after_s=5)
+    found = pickle.loads(pickle.dumps(error))
+    assert vars(found) == vars(error)
+    assert str(found) == str(error)

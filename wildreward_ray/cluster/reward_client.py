@@ -13,6 +13,7 @@ import functools
 import ssl
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -34,7 +35,7 @@ _IDLE_S = 4.0
 _LOOK_S = 0.05
 
 
-class ClientSettings:
+class ClientSettings(ABC):
     """What both clients are told.
 
     Args:
@@ -83,8 +84,9 @@ class ClientSettings:
         )
         self._open()
 
+    @abstractmethod
     def _open(self) -> None:
-        raise NotImplementedError
+        """Make the pool of connections and what counts requests in flight."""
 
     def _parts(self, items: Sequence[Item]) -> list[Part]:
         size = self._items_per_request

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel
@@ -118,6 +119,11 @@ class ServiceError(WildRewardError):
         self.status, self.code, self.detail = status, code, detail
         self.field, self.item, self.retry_after_s = field, item, retry_after_s
         super().__init__(detail)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # It crosses process borders in Ray; keyword-only arguments need a recipe for that.
+        keywords = {"field": self.field, "item": self.item, "retry_after_s": self.retry_after_s}
+        return partial(type(self), **keywords), (self.status, self.code, self.detail)
 
 
 class RewardBackend(Protocol):

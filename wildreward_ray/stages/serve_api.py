@@ -63,7 +63,7 @@ class RewardApi:
     """HTTP in front of the engine replicas, and the `RewardBackend` of its application.
 
     Args:
-        config: settings until `reconfigure` brings those of a model; limits on a request's size are these for good.
+        config: settings until `reconfigure` brings those of a model.
         token: the bearer token clients must send, or None.
     """
 

@@ -88,11 +88,13 @@ class _Transformers:
     def _parts(self, inputs: Tokens) -> Iterator[Tokens]:
         """A request in pieces that fit a batch each."""
         part: Tokens = []
+        taken = 0
         for ids in inputs:
-            if part and count_tokens([[*part, ids]]) > self._budget:
+            if part and taken + len(ids) > self._budget:
                 yield part
-                part = []
+                part, taken = [], 0
             part.append(ids)
+            taken += len(ids)
         yield part
 
     @serve.batch(batch_size_fn=count_tokens)  # type: ignore[untyped-decorator]
@@ -118,7 +120,6 @@ class RewardEngine:
     """One copy of the model; scores the inputs of all waiting requests together."""
 
     def __init__(self, config: ServeConfig) -> None:
-        # Only the engine's process needs torch; the API's stays small.
         from wildreward_ray.stages.scoring import check_checkpoint, choose_engine, model_card
 
         name = choose_engine(config)

@@ -25,7 +25,7 @@ from wildreward_ray.core.errors import ResourceError, RewardUnavailableError, Us
 from wildreward_ray.core.service import Conversation, ModelCard, Reward, ServiceError
 from wildreward_ray.core.wire import ScoreItem
 from wildreward_ray.stages.scoring import check_checkpoint, checkpoint_version, load_encoder
-from wildreward_ray.stages.serve import API_CPUS, APP, ENGINE_APP, deploy_api, deploy_engine, why_not_up
+from wildreward_ray.stages.serve import API_CPUS, APP, ENGINE_APP, deploy_api, deploy_engine, token_of, why_not_up
 from wildreward_ray.stages.serve_api import encode
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ def run(config: UpdateModelConfig) -> ModelCard:
     """Replace the model of the service that runs on this cluster. Returns the card of the new one.
 
     Raises:
-        UserError: no service runs here, or the checkpoint or the conversations to check it with can't be used.
+        UserError: no service runs here, its token's variable is empty here, or the checkpoint or the conversations to check it
+            with can't be used.
         ResourceError: the cluster has no room for both models.
         WildRewardError: the new model did not come up or did not pass its check; the old one serves on.
     """
@@ -58,6 +59,7 @@ def run(config: UpdateModelConfig) -> ModelCard:
         given = {"model": config.model, "template": config.template, "levels": config.levels}
         new = old.model_copy(update={**given, "model_name": config.model_name or old.name})
         check_checkpoint(new)
+        token_of(new)
         conversations = _conversations(config)
         _check_room(new)
         app = f"{ENGINE_APP}-{checkpoint_version(new.model)}-{int(time.time())}"
@@ -69,9 +71,11 @@ def run(config: UpdateModelConfig) -> ModelCard:
             raise
         try:
             deploy_api(new, app)
-        except WildRewardError:
-            deploy_api(old, served["engine_app"])
-            serve.delete(app)
+        except BaseException:
+            try:
+                deploy_api(old, served["engine_app"])
+            finally:
+                serve.delete(app)
             raise
         serve.delete(served["engine_app"])
     return card
