@@ -122,7 +122,7 @@ class ServiceError(WildRewardError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # It crosses process borders in Ray; keyword-only arguments need a recipe for that.
-        keywords = {"field": self.field, "item": self.item, "retry_after_s": self.retry_after_s}
+        keywords: dict[str, Any] = {"field": self.field, "item": self.item, "retry_after_s": self.retry_after_s}
         return partial(type(self), **keywords), (self.status, self.code, self.detail)
 
 
