@@ -24,11 +24,13 @@ from tests.ray.helpers import (
     write_json_lines,
 )
 from wildreward_ray.cluster.reward_client import RewardClient
+from wildreward_ray.cluster.weight_transfer import engine_transfer_arguments
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
 from wildreward_ray.core.errors import RewardUnavailableError, UserError
 from wildreward_ray.policy.pairs import Pair, Sample
 from wildreward_ray.stages import online_dpo
-from wildreward_ray.stages.dpo_actors import LearnerActor, RolloutActor
+from wildreward_ray.stages.dpo_learner import LearnerActor
+from wildreward_ray.stages.dpo_rollout import RolloutActor
 
 pytestmark = pytest.mark.engine
 
@@ -40,7 +42,9 @@ def config_of(policy: str, url: str, folder: Path, **settings: Any) -> OnlineDpo
     small = {
         "steps": 3,
         "prompts_per_step": PER_STEP,
-        "eval_prompts": 1,
+        "eval.prompts": 1,
+        "staleness": 0,
+        "tracking.kinds": (),
         "rollout.samples": SAMPLES,
         "rollout.max_tokens": 12,
         "rollout.engine.max_model_len": 256,
@@ -112,8 +116,10 @@ def test_after_an_update_the_rollout_engine_has_the_learners_weights(
 ) -> None:
     """Log-probabilities of one text under vLLM and under the learner's model, before and after the weights moved."""
     config = config_of(tiny_policy, "http://unused", tmp_path, **{"rollout.engine.dtype": "float32"})
-    rollout = RolloutActor.options(num_cpus=0.5).remote(tiny_policy, config.rollout, 0)  # type: ignore[attr-defined]
-    learner = LearnerActor.options(num_cpus=0.5).remote(config)  # type: ignore[attr-defined]
+    engine = engine_transfer_arguments("reload")
+    rollout = RolloutActor.options(num_cpus=0.5).remote(tiny_policy, config.rollout, 0, engine)  # type: ignore[attr-defined]
+    learner = LearnerActor.options(num_cpus=0.5).remote(config, 0, 1)
+    ray.get(learner.join.remote(ray.get(learner.rendezvous.remote())))
     tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
     text = list(tokenizer.encode("The rain in Spain falls mainly on the plain, and so did the policy."))
     prompt, rest = text[:4], tuple(text[4:])
@@ -129,7 +135,7 @@ def test_after_an_update_the_rollout_engine_has_the_learners_weights(
     def learner_logprobs(actor: Any, ids: list[int]) -> list[float]:
         import torch
 
-        model, sequence = actor._learner.policy, torch.tensor([ids])
+        model, sequence = actor.learner.policy.module, torch.tensor([ids])
         with torch.inference_mode():
             logits = model(input_ids=sequence).logits[0, :-1].float().log_softmax(-1)
         found: list[float] = logits.gather(-1, sequence[0, 1:, None])[:, 0].tolist()

@@ -109,6 +109,7 @@ def judge_processes(session: int) -> list[int]:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_a_judge_that_dies_with_its_engine_is_started_again_and_no_row_differs(
     sample: str, tiny_policy: str, tmp_path: Path
 ) -> None:

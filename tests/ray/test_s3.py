@@ -64,6 +64,7 @@ def extract(s3: S3Server, server: JudgeServer, bucket: str, *more: str) -> Any:
     return wildreward(*command, *small, *judge_flags(server), *more, env=s3.environment)
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_for_good_stops_the_run_and_one_that_throttles_and_drops_changes_no_row(
     s3: S3Server, server: JudgeServer, bucket: str, sample: str, tmp_path: Path
 ) -> None:

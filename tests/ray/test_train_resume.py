@@ -71,6 +71,23 @@ def assert_same_run(output: Path, expected: Path) -> list[dict[str, Any]]:
     return curve
 
 
+def test_a_killed_run_goes_on_and_ends_with_the_weights_of_one_that_was_not(
+    rows: str, tiny_policy: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = flags(rows, tiny_policy, output)
+    kill_when(command, lambda: any((output / "_unfinished" / "checkpoints").glob("step-*/checkpoint.json")))
+    assert not (output / "manifest.json").exists()
+    last = wildreward(*command)
+    assert last.returncode == 0, last.stderr
+    assert "going on after step" in last.stderr
+    assert_same_run(output, undisturbed)
+    base, trained = load_file(Path(tiny_policy) / "model.safetensors"), load_file(undisturbed / "model.safetensors")
+    for name, weight in base.items():  # what is compared has learned something, by more than the tolerance
+        assert (trained[name] - weight.float()).abs().max() > 10 * TOLERANCE, name
+
+
+@pytest.mark.slow
 def test_on_s3_two_workers_one_killed_then_the_driver_then_one_worker_to_the_end(
     s3: S3Server, rows: str, tiny_policy: str, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -109,9 +126,6 @@ def test_on_s3_two_workers_one_killed_then_the_driver_then_one_worker_to_the_end
         client.download_file("training", f"out/{name}", str(tmp_path / "out" / name))
     curve = assert_same_run(tmp_path / "out", undisturbed)
     assert {record["workers"] for record in curve} == {1, 2}
-    base, trained = load_file(Path(tiny_policy) / "model.safetensors"), load_file(undisturbed / "model.safetensors")
-    for name, weight in base.items():  # what is compared has learned something, by more than the tolerance
-        assert (trained[name] - weight.float()).abs().max() > 10 * TOLERANCE, name
     left = keys()
     assert not any("_unfinished" in key for key in left)
     assert any(key.startswith("out/tracking/tensorboard/") for key in left)

@@ -24,7 +24,7 @@ import pytest
 
 from wildreward_ray.cluster.reward_client import AsyncRewardClient, RewardClient
 from wildreward_ray.cluster.reward_retry import Backoff
-from wildreward_ray.core.errors import RewardRefusedError, RewardUnavailableError, UserError
+from wildreward_ray.core.errors import RewardBrokenError, RewardRefusedError, RewardUnavailableError, UserError
 from wildreward_ray.core.wire import Score
 
 KIND = ["sync", "async"]
@@ -430,7 +430,7 @@ def test_a_reply_of_status_200_without_every_score_is_an_error_and_final(broken:
     ):
         score("sync", server.url, items_of(2))
     assert len(server.asked) == 1
-    assert (type(e.value), e.value.last_status) == (RewardUnavailableError, 200)
+    assert (type(e.value), e.value.last_status) == (RewardBrokenError, 200)
 
 
 def test_the_unbroken_form_of_those_replies_is_taken() -> None:

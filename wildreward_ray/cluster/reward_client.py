@@ -17,11 +17,12 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import asynccontextmanager, closing, contextmanager
-from typing import Any, Self
+from typing import Any, Generic, Self
 
 import httpx
 
-from wildreward_ray.cluster.reward_http import Part, Reply, Service, no_reply
+from wildreward_ray.cluster.reward_format import NATIVE_FORMAT, Format, Reply, RewardT
+from wildreward_ray.cluster.reward_http import Part, Service, no_reply
 from wildreward_ray.cluster.reward_retry import WORTH_ANOTHER_TRY, Backoff, Tries
 from wildreward_ray.core.service import ModelCard
 from wildreward_ray.core.wire import Health, Score
@@ -35,11 +36,12 @@ _IDLE_S = 4.0
 _LOOK_S = 0.05
 
 
-class ClientSettings(ABC):
-    """What both clients are told.
+class ClientSettings(ABC, Generic[RewardT]):
+    """What all clients are told. A subclass says in `_form` what it speaks.
 
     Args:
         url: base URL of the service.
+        path: where scores are asked for, below the URL; None for the format's own path.
         timeout_s: longest wait for one reply, in seconds.
         retries: how often a request that may succeed later is sent again: after a failed connection or a reply that did not
             come in time, and after HTTP 408, 425, 429, 502, 503 and 504. With the default `backoff`, 6 retries wait for half
@@ -58,10 +60,13 @@ class ClientSettings(ABC):
         ValueError: a number is out of its range.
     """
 
+    _form: Format[RewardT]
+
     def __init__(
         self,
         url: str,
         *,
+        path: str | None = None,
         timeout_s: float = 60.0,
         retries: int = 6,
         concurrency: int = 8,
@@ -74,7 +79,7 @@ class ClientSettings(ABC):
     ) -> None:
         if min(concurrency, items_per_request) < 1 or retries < 0 or not 0 < timeout_s < float("inf"):
             raise ValueError("concurrency and items_per_request are at least 1, retries at least 0, timeout_s above 0")
-        self._service = Service(url, token_env=token_env, token=token, model=model)
+        self._service = Service(url, self._form, path=path, token_env=token_env, token=token, model=model)
         self.url = self._service.url
         self._timeout_s, self._retries, self._concurrency = timeout_s, retries, concurrency
         self._items_per_request, self._deadline_s, self._backoff = items_per_request, deadline_s, backoff or Backoff()
@@ -102,8 +107,10 @@ class ClientSettings(ABC):
         return Tries(self.url, self._backoff, retries=self._retries, timeout_s=self._timeout_s, until=until)
 
 
-class RewardClient(ClientSettings):
+class RewardClient(ClientSettings[Score]):
     """A reward service, for any number of threads that share it. For its arguments see `ClientSettings`."""
+
+    _form = NATIVE_FORMAT
 
     def _open(self) -> None:
         self._http = httpx.Client(limits=self._limits, verify=_certificates())
@@ -214,10 +221,10 @@ class RewardClient(ClientSettings):
             raise self._service.unreachable(no_reply(e, self._timeout_s)) from e
 
 
-class AsyncRewardClient(ClientSettings):
-    """A reward service, for any number of tasks of one event loop. For its arguments see `ClientSettings`.
+class AsyncRequests(ClientSettings[RewardT]):
+    """Requests of any number of tasks of one event loop, in any format. For its arguments see `ClientSettings`.
 
-    The methods are those of `RewardClient`. One that is cancelled leaves nothing in flight.
+    A call that is cancelled leaves nothing in flight.
     """
 
     def _open(self) -> None:
@@ -234,27 +241,21 @@ class AsyncRewardClient(ClientSettings):
         """Close all connections."""
         await self._http.aclose()
 
-    async def score(self, items: Sequence[Item]) -> list[Score]:
-        """See `RewardClient.score`."""
-        return [score for scores in await self._all(self._parts(items)) for score in scores]
-
-    async def score_groups(self, groups: Sequence[Sequence[Item]]) -> list[list[Score]]:
-        """See `RewardClient.score_groups`."""
-        return await self._all(self._groups(groups))
-
     async def health(self) -> Health:
         """See `RewardClient.health`."""
         return self._service.health(await self._get("/healthz"))
 
-    async def models(self) -> list[ModelCard]:
-        """See `RewardClient.models`."""
-        return self._service.models(await self._get("/v1/models"))
+    async def first_scores(self, part: Part) -> list[RewardT]:
+        """The scores of one request, sent once and beside all others. Raises as `health` does."""
+        content = self._service.body(part)
+        return self._service.first_scores(await self._once(self._service.post(content, self._timeout_s)), part)
 
-    async def _all(self, parts: Sequence[Part]) -> list[list[Score]]:
+    async def ask(self, parts: Sequence[Part]) -> list[list[RewardT]]:
+        """The scores of every part, each of them one request. Raises as `RewardClient.score` does."""
         until = self._until()
         if len(parts) < 2:
             return [await self._one(part, until) for part in parts]
-        scores: list[list[Score]] = [[] for _ in parts]
+        scores: list[list[RewardT]] = [[] for _ in parts]
         waiting = iter(enumerate(parts))
 
         async def work() -> None:
@@ -270,7 +271,7 @@ class AsyncRewardClient(ClientSettings):
             await asyncio.gather(*tasks, return_exceptions=True)
         return scores
 
-    async def _one(self, part: Part, until: float) -> list[Score]:
+    async def _one(self, part: Part, until: float) -> list[RewardT]:
         if not part.items:
             return []
         tries = self._tries(until)
@@ -307,10 +308,34 @@ class AsyncRewardClient(ClientSettings):
         return Reply(response.status_code, response.headers, response.content)
 
     async def _get(self, path: str) -> Reply:
+        return await self._once(self._service.get(path, self._timeout_s))
+
+    async def _once(self, request: httpx.Request) -> Reply:
         try:
-            return await self._send(self._service.get(path, self._timeout_s), self._timeout_s)
+            return await self._send(request, self._timeout_s)
         except (TimeoutError, httpx.RequestError) as e:
             raise self._service.unreachable(no_reply(e, self._timeout_s)) from e
+
+
+class AsyncRewardClient(AsyncRequests[Score]):
+    """A reward service, for any number of tasks of one event loop. For its arguments see `ClientSettings`.
+
+    The methods are those of `RewardClient`. One that is cancelled leaves nothing in flight.
+    """
+
+    _form = NATIVE_FORMAT
+
+    async def score(self, items: Sequence[Item]) -> list[Score]:
+        """See `RewardClient.score`."""
+        return [score for scores in await self.ask(self._parts(items)) for score in scores]
+
+    async def score_groups(self, groups: Sequence[Sequence[Item]]) -> list[list[Score]]:
+        """See `RewardClient.score_groups`."""
+        return await self.ask(self._groups(groups))
+
+    async def models(self) -> list[ModelCard]:
+        """See `RewardClient.models`."""
+        return self._service.models(await self._get("/v1/models"))
 
 
 @functools.cache

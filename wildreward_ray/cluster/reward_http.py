@@ -10,28 +10,18 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from wildreward_ray.core.errors import RewardRefusedError, RewardUnavailableError, UserError
+from wildreward_ray.cluster.reward_format import Format, Reply, RewardT, first_broken_rule
+from wildreward_ray.core.errors import RewardBrokenError, RewardRefusedError, UserError
 from wildreward_ray.core.service import ModelCard
-from wildreward_ray.core.wire import Health, Score, ScoreReply
+from wildreward_ray.core.wire import Health
 
-# Scores are sums of float64 numbers that may have been printed with fewer digits on their way.
-_TOLERANCE = 1e-6
 _SHOWN = 300
-_ITEM = re.compile(r"items\[(\d+)\]")
 _Kind = TypeVar("_Kind", bound=BaseModel)
-
-
-class Reply(NamedTuple):
-    """A whole reply. `headers` finds a name in any case."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +29,7 @@ class Part:
     """The items of one request.
 
     Attributes:
-        items: what `/v1/score` takes.
+        items: what is to be scored, as the format takes it.
         name: what the caller calls the list they come from.
         start: index of the first item in that list.
     """
@@ -48,16 +38,19 @@ class Part:
     name: str
     start: int = 0
 
-    def field(self, said: str) -> str:
-        """A place in the request's body as a place in what the caller gave."""
-        return _ITEM.sub(lambda found: f"{self.name}[{self.start + int(found[1])}]", said, count=1)
+    def field(self, said: str, sent_as: str) -> str:
+        """A place in the request's body, whose list is called `sent_as`, as a place in what the caller gave."""
+        item = rf"\b{sent_as}\[(\d+)\]"
+        return re.sub(item, lambda found: f"{self.name}[{self.start + int(found[1])}]", said, count=1)
 
 
-class Service:
+class Service(Generic[RewardT]):
     """The service's address, and what is sent there.
 
     Args:
         url: base URL of the service.
+        form: what is spoken there.
+        path: where scores are asked for, below the URL; None for the format's own path.
         token_env: environment variable that holds the bearer token.
         token: the bearer token itself.
         model: name of the model that must be served; None takes whatever is.
@@ -66,10 +59,19 @@ class Service:
         UserError: the URL is not one of a service, or the token is missing or can't be sent.
     """
 
-    def __init__(self, url: str, *, token_env: str | None, token: str | None, model: str | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        form: Format[RewardT],
+        *,
+        path: str | None = None,
+        token_env: str | None,
+        token: str | None,
+        model: str | None,
+    ) -> None:
         self.url = _base_url(url)
-        self._model = model
-        self._score_url = httpx.URL(self.url + "/v1/score")
+        self._form, self._model = form, model
+        self._score_url = _score_url(self.url, form.path if path is None else path)
         # Scores are small: packing them would take longer than sending them.
         self._headers = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "wildreward-ray"}
         found = _token(token_env, token)
@@ -96,16 +98,16 @@ class Service:
         Raises:
             UserError: an item holds what JSON in UTF-8 can't: NaN, a lone surrogate, an object of another type.
         """
-        body: dict[str, Any] = {"items": list(part.items)}
+        body = self._form.write(part.items)
         if self._model is not None:
             body["model"] = self._model
         try:
             return _json(body)
         except (TypeError, ValueError) as e:
             bad = next((i for i, item in enumerate(part.items) if not _can_be_sent(item)), 0)
-            raise UserError(f"{part.field(f'items[{bad}]')} can't be sent as JSON: {line(str(e))}") from e
+            raise UserError(f"{part.name}[{part.start + bad}] can't be sent as JSON: {line(str(e))}") from e
 
-    def scores(self, reply: Reply, part: Part, attempts: int) -> list[Score]:
+    def scores(self, reply: Reply, part: Part, attempts: int) -> list[RewardT]:
         """One score an item, in order, all of them checked.
 
         Args:
@@ -113,18 +115,18 @@ class Service:
 
         Raises:
             RewardRefusedError: the service refuses the request.
-            RewardUnavailableError: the reply has status 200 but not every score.
+            RewardBrokenError: the reply has status 200 but not every score.
         """
         if reply.status != 200:
             raise self._refusal(reply, part, attempts)
         try:
-            return _scores(reply, len(part.items))
+            return self._form.read(reply, len(part.items))
         except ValueError as e:
             text = f"{self.url} sent a reply without usable scores: {e}: {_text(reply)}"
-            raise RewardUnavailableError(text, attempts=attempts, last_status=reply.status) from e
+            raise RewardBrokenError(text, attempts=attempts, last_status=reply.status) from e
 
     def _refusal(self, reply: Reply, part: Part, attempts: int) -> RewardRefusedError:
-        said = _Said.of(reply).as_asked_by(part)
+        said = _Said.of(reply).as_asked_by(part, self._form.items)
         place = f" at {said.field}" if said.field else ""
         return RewardRefusedError(
             f"{self.url} refused a request{place}: {failure(reply, said)}",
@@ -143,20 +145,31 @@ class Service:
         """What `/v1/models` says. Raises as `health` does."""
         return self._said_of_itself(reply, _Models).data
 
+    def first_scores(self, reply: Reply, part: Part) -> list[RewardT]:
+        """The scores of a reply to a request that only asks whether there is a service. Raises as `health` does."""
+        self._check_status(reply)
+        try:
+            return self._form.read(reply, len(part.items))
+        except ValueError as e:
+            raise self.unreachable(f"its reply has no usable scores: {e}: {_text(reply)}") from e
+
     def unreachable(self, why: str) -> UserError:
         """The error of a service that can't be asked what it serves."""
         return UserError(f"no reward service answers at {self.url!r}: {why}", flag="--reward-url")
 
-    def _said_of_itself(self, reply: Reply, kind: type[_Kind]) -> _Kind:
+    def _check_status(self, reply: Reply) -> None:
         if reply.status in (401, 403):
             hint = f"the service wants a valid bearer token (HTTP {reply.status})"
             raise UserError(f"{self.url!r} refuses this client", flag="--reward.token-env", hint=hint)
         if reply.status != 200:
             raise self.unreachable(failure(reply))
+
+    def _said_of_itself(self, reply: Reply, kind: type[_Kind]) -> _Kind:
+        self._check_status(reply)
         try:
             return kind.model_validate_json(reply.content)
         except ValidationError as e:
-            raise self.unreachable(f"{_first(e)}: {_text(reply)}") from e
+            raise self.unreachable(f"{first_broken_rule(e)}: {_text(reply)}") from e
 
 
 class _Models(BaseModel):
@@ -181,11 +194,11 @@ class _Said(NamedTuple):
         code, field = (body[name] if isinstance(body.get(name), str) else None for name in ("code", "field"))
         return cls(code, body["detail"], field)
 
-    def as_asked_by(self, part: Part) -> _Said:
+    def as_asked_by(self, part: Part, sent_as: str) -> _Said:
         """The same with the item's place in what the caller gave; the service knows its place in the request."""
         if self.field is None:
             return self
-        field = part.field(self.field)
+        field = part.field(self.field, sent_as)
         at_start = self.detail.startswith(self.field)
         return self._replace(field=field, detail=field + self.detail[len(self.field) :] if at_start else self.detail)
 
@@ -215,40 +228,6 @@ def line(text: str) -> str:
     return " ".join(text.split())[:_SHOWN]
 
 
-def _scores(reply: Reply, expected: int) -> list[Score]:
-    """The scores of a reply with status 200. Raises `ValueError` where they can't be believed."""
-    media_type = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise ValueError(f"its content type is {media_type!r} instead of application/json")
-    try:
-        # Strict: a score sent as text or as `true` is a mistake at the other end, not a number.
-        scores = ScoreReply.model_validate_json(reply.content, strict=True).scores
-    except ValidationError as e:
-        raise ValueError(_first(e)) from e
-    if len(scores) != expected:
-        raise ValueError(f"it holds {len(scores)} scores for {expected} items")
-    for i, score in enumerate(scores):
-        wrong = _wrong(score, levels=len(scores[0].p_gt) + 1)
-        if wrong:
-            raise ValueError(f"scores[{i}]: {wrong}")
-    return scores
-
-
-def _wrong(score: Score, levels: int) -> str | None:
-    """Why a score can't be one of a model with `levels` levels. Comparisons are written so that NaN fails them."""
-    if not (levels >= 2 and len(score.p_gt) == levels - 1 and len(score.level_probs) == levels):
-        return f"{len(score.p_gt)} p_gt and {len(score.level_probs)} level_probs where the first has {levels} levels"
-    if not all(0.0 <= p <= 1.0 for p in (*score.p_gt, *score.level_probs)):
-        return "a probability is not in [0, 1]"
-    if not 1.0 <= score.score <= levels:
-        return f"score {score.score} is not in [1, {levels}]"
-    if not abs(score.score - 1.0 - sum(score.p_gt)) <= _TOLERANCE:
-        return f"score {score.score} is not 1 + the sum of p_gt, {1 + sum(score.p_gt)}"
-    if not abs(1.0 - sum(score.level_probs)) <= _TOLERANCE:
-        return f"level_probs add up to {sum(score.level_probs)}"
-    return None
-
-
 def _base_url(url: str) -> str:
     """The URL without a slash at its end."""
     try:
@@ -263,6 +242,13 @@ def _base_url(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
         raise UserError(f"{url!r} is not the base URL of a service, such as http://127.0.0.1:8000", flag="--reward-url")
     return url.rstrip("/")
+
+
+def _score_url(url: str, path: str) -> httpx.URL:
+    try:
+        return httpx.URL(f"{url}/{path.lstrip('/')}")
+    except httpx.InvalidURL as e:
+        raise UserError(f"{path!r} can't stand in a URL: {e}", flag="--reward.path") from e
 
 
 def _token(token_env: str | None, token: str | None) -> str | None:
@@ -295,12 +281,6 @@ def _can_be_sent(item: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _first(error: ValidationError) -> str:
-    """The first rule that a reply breaks, without the value."""
-    found = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return ": ".join(str(x) for x in (".".join(str(part) for part in found["loc"]), found["msg"]) if x)
 
 
 def _text(reply: Reply) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wildreward_ray.cluster.judge_endpoint import retry_after
-from wildreward_ray.cluster.reward_http import Reply, failure, no_reply
+from wildreward_ray.cluster.reward_format import Reply
+from wildreward_ray.cluster.reward_http import failure, no_reply
 from wildreward_ray.core.errors import RewardUnavailableError
 
 # Statuses of load, restarts and proxies in between. 500 is not among them: the service gives it for rewards that are no

@@ -108,6 +108,16 @@ class RewardRefusedError(RewardUnavailableError):
         return (again, ())
 
 
+class RewardBrokenError(RewardUnavailableError):
+    """The reward service said that all is well and gave scores that can't be believed: too few, no numbers, no JSON."""
+
+
+class RunStoppedError(WildRewardError):
+    """A signal asked the run to stop; its state is saved and the same command goes on."""
+
+    exit_code = 130
+
+
 class JudgeUnavailableError(WildRewardError):
     """The judge could not give the verdicts that were asked for. It is never turned into a label; the run can be resumed."""
 

@@ -39,6 +39,8 @@ def _measure(config: BenchConfig, inputs: tuple[str, ...]) -> dict[str, Any]:
         from wildreward_ray.stages.bench_extract import measure
     elif config.stage == "ingest":
         from wildreward_ray.stages.bench_ingest import measure
+    elif config.stage == "online-dpo":
+        from wildreward_ray.stages.bench_online_dpo import measure
     elif config.stage == "serve":
         from wildreward_ray.stages.bench_serve import measure
     elif config.stage == "train":

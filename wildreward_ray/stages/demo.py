@@ -179,7 +179,7 @@ def _dpo_config(out: Path, url: str, steps: int) -> OnlineDpoConfig:
         "steps": steps,
         "prompts_per_step": 8,
         "max_prompt_tokens": 160,
-        "eval_prompts": 8,
+        "eval.prompts": 8,
         "rollout.samples": 4,
         "rollout.max_tokens": 48,
         "rollout.engine.max_model_len": 512,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from wildreward_ray.core.config.base import Section
 from wildreward_ray.core.config.extract import Format
@@ -26,13 +26,24 @@ class TrainBench(Section):
     )
 
 
+def _words_or_commas(value: Any) -> Any:
+    """Words apart or with commas between them, as a list."""
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, (list, tuple)):
+        return value
+    return [part for word in words for part in (word.split(",") if isinstance(word, str) else [word])]
+
+
+PartT = TypeVar("PartT")
+Parts = Annotated[tuple[PartT, ...], BeforeValidator(_words_or_commas)]
+
 ServePart = Literal["offline", "service", "plain", "http", "memory", "routing"]
 
 
 class ServeBench(Section):
     """What is served, asked and compared for `bench serve`."""
 
-    parts: tuple[ServePart, ...] = Field(
+    parts: Parts[ServePart] = Field(
         get_args(ServePart),
         min_length=1,
         description="what is measured, as words or with commas: offline, service, plain, http, memory, routing; default: all",
@@ -59,22 +70,56 @@ class ServeBench(Section):
     )
     routing_items: int = Field(160, ge=1, description="items sent to two replicas under each routing")
 
-    @field_validator("parts", mode="before")
-    @classmethod
-    def _words_or_commas(cls, value: Any) -> Any:
-        words = [value] if isinstance(value, str) else value
-        if not isinstance(words, (list, tuple)):
-            return value
-        return [part for word in words for part in (word.split(",") if isinstance(word, str) else [word])]
+
+OnlineDpoPart = Literal["overlap", "generation", "trl"]
+
+
+class OnlineDpoBench(Section):
+    """What is sampled, learnt and compared for `bench online-dpo`."""
+
+    parts: Parts[OnlineDpoPart] = Field(
+        get_args(OnlineDpoPart),
+        min_length=1,
+        description="what is measured, as words or with commas: overlap (a step over its slowest part), generation (sampling "
+        "over the bare engine), trl (prompts a second over TRL's trainer); default: all",
+    )
+    policy: str = Field("demo:smollm2", description="policy: hub name, path, or demo:smollm2")
+    steps: int = Field(8, ge=4, description="optimizer steps of every run; the first two and the last are not counted")
+    prompts_per_step: int = Field(8, ge=1, description="prompts sampled at each step; none comes twice")
+    prompt_chars: int = Field(400, ge=1, description="longest prompt, in characters; longer ones are passed over")
+    samples: int = Field(2, ge=2, description="replies sampled for each prompt; TRL knows 2 only")
+    max_tokens: int = Field(64, ge=1, description="longest reply in tokens")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    learning_rate: float = Field(5e-7, gt=0, description="learning rate")
+    seed: int = Field(0, description="seed of prompt order and sampling")
+    gpu: bool = Field(
+        False,
+        description="a GPU for the engine and another one for the learner; without, each has half of the cores",
+    )
+    trl_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="type of TRL's policy: float32 as the learner's here, or bfloat16, weights and optimizer included",
+    )
+
+    @model_validator(mode="after")
+    def _comparable(self) -> OnlineDpoBench:
+        if "trl" in self.parts and self.samples != 2:
+            raise ValueError("TRL samples 2 replies a prompt: leave `trl` out of the parts, or samples at 2")
+        if "trl" in self.parts and self.gpu:
+            raise ValueError(
+                "the comparison with TRL is one of a machine's cores: leave `trl` out of the parts, or gpu"
+            )
+        return self
 
 
 class BenchConfig(Section):
     """A stage's throughput against the engine's own, in one run."""
 
-    stage: Literal["extract", "ingest", "judge", "serve", "train"] = Field(
+    stage: Literal["extract", "ingest", "judge", "online-dpo", "serve", "train"] = Field(
         "extract",
         description="extract: the judge's throughput in the pipeline over the bare engine's; ingest: everything but the judge; "
         "judge: how often hostile text moves its label, and how its modes agree; "
+        "online-dpo: a step over its slowest part, sampling over the bare engine, prompts a second over TRL's trainer; "
         "serve: the reward service over its bare engine, over a plain server, its HTTP path, memory and routing; "
         "train: tokens a second over a bare PyTorch loop's, padding, two workers, and what checkpoints cost",
     )
@@ -84,5 +129,6 @@ class BenchConfig(Section):
     refine_replicas: int = Field(2, ge=1, description="actors that refine, for `ingest`")
     output: str | None = Field(None, description="file the figures are also written to, as JSON")
     judge: JudgeSection = Field(default_factory=JudgeSection)
+    online_dpo: OnlineDpoBench = Field(default_factory=OnlineDpoBench)
     serve: ServeBench = Field(default_factory=ServeBench)
     train: TrainBench = Field(default_factory=TrainBench)

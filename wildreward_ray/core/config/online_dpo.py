@@ -11,6 +11,42 @@ from wildreward_ray.core.config.judge import EngineSection
 from wildreward_ray.core.config.train import LoraSection, ParallelSection, TrackingSection
 
 
+# What may differ when a run goes on: it changes where and how fast it runs, or how far, and not what is learnt from.
+OPERATIONAL = frozenset(
+    {
+        "output",
+        "overwrite",
+        "steps",
+        "reward_url",
+        "reward.timeout_s",
+        "reward.retries",
+        "reward.concurrency",
+        "reward.token_env",
+        "reward.max_unscored",
+        "eval.second_reward_url",
+        "rollout.replicas",
+        "rollout.max_restarts",
+        "rollout.num_cpus",
+        "rollout.num_gpus",
+        "learner.workers",
+        "learner.micro_pairs",
+        "learner.num_cpus",
+        "learner.num_gpus",
+        "learner.cpu_threads",
+        "learner.parallel.strategy",
+        "learner.parallel.compile",
+        "learner.parallel.activation_checkpointing",
+        "placement.mode",
+        "placement.timeout_s",
+        "weights",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "tracking.kinds",
+        "tracking.experiment",
+    }
+)
+
+
 class RolloutSection(Section):
     """Sampling from the policy."""
 
@@ -117,7 +153,9 @@ class EvalSection(Section):
     """Comparing the policy with its start on held-out prompts."""
 
     prompts: int = Field(8, ge=0, description="prompts held out; 0: none")
-    every: int = Field(0, ge=0, description="steps between evaluations, beside those before the first and after the last")
+    every: int = Field(
+        0, ge=0, description="steps between evaluations, beside those before the first and after the last"
+    )
     second_reward_url: str | None = Field(
         None, description="another reward service that judges evaluations only, to notice a policy that games the first"
     )
