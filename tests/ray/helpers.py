@@ -160,7 +160,7 @@ def save_tiny_reward_model(folder: Path, *, levels: int = 4, head_value: float |
     return str(folder)
 
 
-Answer = Callable[[list[dict[str, Any]]], bytes]
+Answer = Callable[[list[dict[str, Any]]], bytes | None]
 
 
 @dataclass
@@ -170,7 +170,7 @@ class RewardServer:
     Attributes:
         reward: the reward of a reply's text.
         answers: how many score requests are answered as they should be.
-        after: what is answered from then on; without it the connection is closed.
+        after: what is answered from then on; without it, or where it gives None, the connection is closed.
         given: the rewards of every request that was answered as it should be, in order of arrival.
     """
 

@@ -197,19 +197,6 @@ def _no_json(items: list[dict[str, Any]]) -> bytes:
     return b"<html>try again</html>"
 
 
-@pytest.mark.parametrize("broken", [None, _nan], ids=["dies", "nan"])
-def test_a_service_that_fails_in_the_middle_ends_the_run_without_a_result(
-    broken: Answer | None, ray_session: None, tiny_policy: str, tmp_path: Path
-) -> None:
-    with (
-        reward_server(shorter_is_better, answers=1 + PER_STEP, after=broken) as server,
-        pytest.raises(RewardUnavailableError, match=server.url),
-    ):
-        online_dpo.run(config_of(tiny_policy, server.url, tmp_path))
-    assert looks_whole(tmp_path / "out") == []
-    assert [step["step"] for step in json_lines_of(tmp_path / "out" / "_unfinished" / "metrics.jsonl")] == [1]
-
-
 @pytest.mark.parametrize("broken", [_nan, _one_too_few, _error_object, _no_json])
 def test_a_reply_of_status_200_without_every_score_is_a_failure(broken: Answer) -> None:
     items = [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": "c"}]

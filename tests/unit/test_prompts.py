@@ -138,10 +138,12 @@ def test_a_template_that_refuses_a_system_message_drops_those_prompts_only(
 def test_the_quarantine_shows_three_of_each_reason_and_the_counts_show_all(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    found = load_prompts(settings(write(tmp_path, *[{}] * 5, "", GOOD, *[{"prompt": ""}] * 2)), tokenizer)
-    assert found.dropped == {"no_prompt": 5, "empty": 2}
+    place = write(tmp_path, *[{}] * 5, "", "{damaged", GOOD, *[{"prompt": ""}] * 2)
+    found = load_prompts(settings(place), tokenizer)
+    assert found.dropped == {"no_prompt": 5, "invalid_json": 1, "empty": 2}
     shown = [(u.record, u.reason) for u in found.quarantine]
-    assert shown == [(1, "no_prompt"), (2, "no_prompt"), (3, "no_prompt"), (7, "empty"), (8, "empty")]
+    numbers = {reason: [n for n, word in shown if word == reason] for _, reason in shown}
+    assert numbers == {"no_prompt": [1, 2, 3], "invalid_json": [6], "empty": [8, 9]}, "a blank line is no record"
 
 
 def test_too_few_usable_prompts_are_an_error_that_says_where_the_others_went(

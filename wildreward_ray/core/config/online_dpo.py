@@ -10,7 +10,6 @@ from wildreward_ray.core.config.base import Section
 from wildreward_ray.core.config.judge import EngineSection
 from wildreward_ray.core.config.train import LoraSection, ParallelSection, TrackingSection
 
-
 # What may differ when a run goes on: it changes where and how fast it runs, or how far, and not what is learnt from.
 OPERATIONAL = frozenset(
     {
