@@ -26,7 +26,8 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest tests/unit -n 2
-	$(BIN)/python -m pytest tests/ray
+# Most of their time these wait, for Ray and for engines that load.
+	$(BIN)/python -m pytest tests/ray -n 2 --dist loadgroup
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest tests -m slow

@@ -28,8 +28,19 @@ from wildreward_ray.cluster.session import start_ray
 from wildreward_ray.core.config.train import TrainConfig
 from wildreward_ray.stages import train
 
+# Files that share what is slow to make; each other file is a group of its own.
+_SHARING = frozenset({"test_extract", "test_train", "test_serve"})
+
 SAMPLE = ROOT / "wildreward_ray" / "sample" / "conversations.parquet"
 LIMIT = 150
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (`-n 2 --dist loadgroup`), tests with common fixtures come to one of them."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            name = item.path.stem
+            item.add_marker(pytest.mark.xdist_group("extracted" if name in _SHARING else name))
 
 
 @dataclass(frozen=True)

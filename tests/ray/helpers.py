@@ -40,7 +40,7 @@ def environment(**extra: str) -> dict[str, str]:
 def wildreward(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=240, env=environment(**(env or {})), cwd=ROOT
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=400, env=environment(**(env or {})), cwd=ROOT
     )
 
 
@@ -54,7 +54,7 @@ def kill_when(command: list[str], ready: Callable[[], bool], env: dict[str, str]
         cwd=ROOT,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not ready() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert process.poll() is None, process.stderr.read() if process.stderr else ""
@@ -64,15 +64,24 @@ def kill_when(command: list[str], ready: Callable[[], bool], env: dict[str, str]
 
 
 def processes(name: str) -> list[int]:
-    """Processes with `name` in their command line; Ray writes there what a worker is."""
+    """Processes with `name` in their command line; Ray writes there what a worker is. Those of tests beside these don't count."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if name.encode() in (folder / "cmdline").read_bytes():
+            if name.encode() in (folder / "cmdline").read_bytes() and (alone or _is_below(int(folder.name))):
                 found.append(int(folder.name))
         except OSError:
             continue
     return found
+
+
+def _is_below(process: int) -> bool:
+    """Whether this process, or a process that it started, has started `process`."""
+    while process > 1 and process != os.getpid():
+        # The name may hold blanks and brackets; what follows its last bracket are state and parent.
+        process = int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    return process == os.getpid()
 
 
 def rows_of(folder: str | Path, columns: list[str] | None = None) -> list[dict[str, Any]]:

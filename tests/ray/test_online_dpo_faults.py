@@ -135,7 +135,7 @@ def test_a_lost_rollout_actor_is_replaced_and_a_service_that_is_away_for_a_while
     away = iter(range(2))
 
     def killing(reply: str) -> float:
-        if len(server.given) == 1 + PER_STEP and not killed:
+        if len(asked.given) == 1 + PER_STEP and not killed:
             killed.extend(processes("ray::RolloutActor"))
             for process in killed:
                 os.kill(process, signal.SIGKILL)
@@ -146,9 +146,9 @@ def test_a_lost_rollout_actor_is_replaced_and_a_service_that_is_away_for_a_while
             return None
         return score_reply([shorter_is_better(item["response"]) for item in items])
 
-    with reward_server(killing, answers=1 + 2 * PER_STEP, after=back_soon) as server:
+    with reward_server(killing, answers=1 + 2 * PER_STEP, after=back_soon) as asked:
         settings = {"steps": 4, "staleness": 1, "reward.retries": 4}
-        result = online_dpo.run(config_of(tiny_policy, server.url, tmp_path, **settings))
+        result = online_dpo.run(config_of(tiny_policy, asked.url, tmp_path, **settings))
     assert killed
     assert next(away, None) is None
     assert [row["step"] for row in result.steps] == [1, 2, 3, 4]

@@ -122,7 +122,7 @@ def of_ours(**settings: Any) -> tuple[float, dict[str, Tensor]]:
         **settings,
     )
     loss = out.loss.mean()
-    loss.backward()
+    torch.autograd.backward(loss)
     return float(loss.detach()), gradients(policy)
 
 

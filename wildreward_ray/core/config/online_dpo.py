@@ -23,6 +23,7 @@ OPERATIONAL = frozenset(
         "reward.token_env",
         "reward.max_unscored",
         "eval.second_reward_url",
+        "eval.second_token_env",
         "rollout.replicas",
         "rollout.max_restarts",
         "rollout.num_cpus",
@@ -156,8 +157,10 @@ class EvalSection(Section):
         0, ge=0, description="steps between evaluations, beside those before the first and after the last"
     )
     second_reward_url: str | None = Field(
-        None, description="another reward service that judges evaluations only, to notice a policy that games the first"
+        None,
+        description="another reward service (native protocol) that judges evaluations only, to notice a policy that games the first",
     )
+    second_token_env: str | None = Field(None, description="environment variable with the second service's bearer token")
 
 
 class AlarmSection(Section):
