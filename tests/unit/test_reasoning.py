@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wildreward_ray.core.errors import UserError
-from wildreward_ray.policy.reasoning import answer
+from wildreward_ray.policy.reasoning import answer, opening
 
 END = "</think>"
 
@@ -41,16 +41,18 @@ def test_a_reply_that_did_not_reason_is_its_own_answer(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "opening"),
+    ("end", "tag"),
     [("</think>", "<think>"), ("[/THINK]", "[THINK]"), ("</seed:think>", "<seed:think>"), ("[/思考]", "[思考]")],
 )
-def test_the_opening_tag_follows_from_the_closing_one(end: str, opening: str) -> None:
-    assert answer(f"{opening}hm", end) is None
-    assert answer(f"{opening}hm{end}Yes.", end) == "Yes."
+def test_the_opening_tag_follows_from_the_closing_one(end: str, tag: str) -> None:
+    assert opening(end) == tag
+    assert answer(f"{tag}hm", end) is None
+    assert answer(f"{tag}hm{end}Yes.", end) == "Yes."
 
 
 @pytest.mark.parametrize("end", ["Final answer:", "<|end_think|>", "</>", "</think]", "< /think>"])
 def test_an_end_that_closes_no_known_tag_has_no_opening(end: str) -> None:
+    assert opening(end) is None
     assert answer("<think>hm", end) == "<think>hm"
     assert answer(f"hm {end} Yes.", end) == "Yes."
 

@@ -17,11 +17,11 @@ def answer(text: str, end: str | None) -> str | None:
 
     A reply may quote the tag while it reasons, so the last `end` counts. An opening tag counts at the beginning only: a
     reply that names the tag in its prose is an answer. Where the prompt itself opens the reasoning, as some chat
-    templates do, the reply doesn't show it: cut before `end`, it reads as an answer here, and only its missing
-    end-of-text tells.
+    templates do, the reply doesn't show it: cut before `end`, it would read as an answer. Whoever knows the prompt puts
+    the opening tag (`opening`) before such a reply.
 
     Args:
-        text: a whole reply, decoded.
+        text: a whole reply, decoded, from the opening tag on where the prompt has it.
         end: what closes reasoning, e.g. `</think>`; None where replies don't reason. `</x>` is taken to be opened by
             `<x>` and `[/x]` by `[x]`; for any other end no opening is known.
 
@@ -44,13 +44,13 @@ def answer(text: str, end: str | None) -> str | None:
     _, found, after = text.rpartition(end)
     if found:
         return after.lstrip()
-    opening = _opening(end)
-    if opening is not None and text.lstrip().startswith(opening):
+    tag = opening(end)
+    if tag is not None and text.lstrip().startswith(tag):
         return None
     return text
 
 
-def _opening(end: str) -> str | None:
+def opening(end: str) -> str | None:
     """The tag that `end` closes, or None where it isn't a closing tag."""
     closing = _CLOSING.fullmatch(end)
     if closing is None:

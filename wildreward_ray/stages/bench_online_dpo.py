@@ -195,32 +195,19 @@ def raw_steps(config: OnlineDpoConfig, batches: Sequence[Sequence[Sequence[int]]
     llm = start_llm(config.policy, config.rollout.engine, flag=_FLAG, seed=config.seed)
     import torch
 
+    from wildreward_ray.stages.dpo_rollout import sampling_params, sampling_seed
+
     if threads is not None and torch.get_num_threads() != threads:
         raise WildRewardError(f"the bare engine has {torch.get_num_threads()} threads instead of {threads}")
     found = []
     for step, prompts in enumerate(batches, start=1):
-        params = [_sampling(config, step, index) for index in range(len(prompts))]
+        seeds = [sampling_seed(config.seed, step, index) for index in range(len(prompts))]
+        params = [sampling_params(config.rollout, seed) for seed in seeds]
         began = time.perf_counter()
         outputs = llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], params, use_tqdm=False)
         seconds = time.perf_counter() - began
         found.append(Sampled(sum(len(reply.token_ids) for output in outputs for reply in output.outputs), seconds))
     return found
-
-
-def _sampling(config: OnlineDpoConfig, step: int, index: int) -> Any:
-    """What `dpo_rollout.RolloutActor` asks its engine for."""
-    from vllm import SamplingParams
-
-    from wildreward_ray.stages.dpo_rollout import sampling_seed
-
-    section = config.rollout
-    return SamplingParams(
-        n=section.samples,
-        max_tokens=section.max_tokens,
-        temperature=section.temperature,
-        top_p=section.top_p,
-        seed=sampling_seed(config.seed, step, index),
-    )
 
 
 def write_prompts(config: BenchConfig, inputs: tuple[str, ...], target: Path) -> None:

@@ -178,6 +178,8 @@ def _dpo_config(out: Path, url: str, steps: int) -> OnlineDpoConfig:
         "overwrite": True,
         "steps": steps,
         "prompts_per_step": 8,
+        # Few cores: sampling and learning in turns have all of them.
+        "staleness": 0,
         "max_prompt_tokens": 160,
         "eval.prompts": 8,
         "rollout.samples": 4,

@@ -60,7 +60,7 @@ class LearnerGroup:
         self, prompt_ids: Sequence[Sequence[int]], pairs: Sequence[Pair], *, beta: float | None = None
     ) -> list[Any]:
         """References to what `step` gives, one a worker: the step is done when all are there."""
-        return self._refs("step", list(prompt_ids), list(pairs), beta)
+        return self.refs("step", list(prompt_ids), list(pairs), beta)
 
     def margin(self, prompt_ids: Sequence[Sequence[int]], pairs: Sequence[Pair]) -> float:
         """See `Learner.margin`."""
@@ -72,7 +72,7 @@ class LearnerGroup:
 
     def weights_ref(self) -> Any:
         """A reference to the policy's weights by name, as they are after all calls made so far."""
-        first, *self._behind = self._refs("weights")
+        first, *self._behind = self.refs("weights")
         return first
 
     def save_checkpoint(self, step: int, place: Location, info: dict[str, Any]) -> None:
@@ -92,6 +92,14 @@ class LearnerGroup:
         """See `LearnerWorker.export`."""
         self._all("export", target)
 
+    def refs(self, method: str, *args: Any) -> list[Any]:
+        """References to what a method of `LearnerWorker` gives, one a worker. All calls run in the order they are made."""
+        # One copy in the object store, however many workers read it.
+        shared = [ray.put(arg) for arg in args]
+        # All workers get all calls in one order, whichever threads they come from: two that differ would wait for each other.
+        with self._calling:
+            return [getattr(actor, method).remote(*shared) for actor in self._actors]
+
     def kill(self) -> None:
         """End all actors and what they are doing."""
         for actor in self._actors:
@@ -99,11 +107,4 @@ class LearnerGroup:
 
     def _all(self, method: str, *args: Any) -> Any:
         """Rank 0's result, once all workers are through; the first error of any of them."""
-        return ray.get(self._refs(method, *args))[0]
-
-    def _refs(self, method: str, *args: Any) -> list[Any]:
-        # One copy in the object store, however many workers read it.
-        shared = [ray.put(arg) for arg in args]
-        # All workers get all calls in one order, whichever threads they come from: two that differ would wait for each other.
-        with self._calling:
-            return [getattr(actor, method).remote(*shared) for actor in self._actors]
+        return ray.get(self.refs(method, *args))[0]

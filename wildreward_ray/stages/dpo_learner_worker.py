@@ -26,6 +26,7 @@ from wildreward_ray.policy.learner import Learner
 from wildreward_ray.policy.pairs import Pair, Sample
 from wildreward_ray.reward.parallel import Layout, World, lay_out
 from wildreward_ray.reward.training_state import restore, training_state
+from wildreward_ray.stages.dpo_sending import WeightSending
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _MAX_FILE = "5GB"
 
 
-class LearnerWorker:
+class LearnerWorker(WeightSending):
     """One worker of the group. All workers' methods are called together, but `rendezvous`.
 
     Args:
@@ -42,6 +43,7 @@ class LearnerWorker:
 
     def __init__(self, config: OnlineDpoConfig, rank: int, size: int) -> None:
         self.config, self.world = config, World(rank, size)
+        super().__init__()
         self._writer: CheckpointWriter | None = None
         self._local_rank, self._scratch = 0, Path()
 

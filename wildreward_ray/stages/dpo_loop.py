@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
 from wildreward_ray.policy.pairs import Group, Pair, Sample, SampleReward, build_pairs, rollout_spread
@@ -24,6 +24,8 @@ from wildreward_ray.stages.dpo_learner import LearnerGroup
 from wildreward_ray.stages.dpo_rollout import RolloutPool
 from wildreward_ray.stages.dpo_scoring import Scorer, Unscored, check_unscored
 from wildreward_ray.stages.prompts import Prompt, batch
+
+T = TypeVar("T")
 
 _NOTHING_LEARNT = ("dpo_loss", "dpo_margin", "dpo_margin_after", "dpo_accuracy", "kl", "grad_norm", "learning_rate")
 
@@ -68,7 +70,6 @@ class Loop:
     Attributes:
         pool: the rollout actors.
         done: steps behind us.
-        updates: optimizer steps among them; the version of the newest weights.
         beta: strength of the pull to the reference, which an alarm may raise.
         first_pairs: pairs of the first step that had any, with the prompts they belong to.
     """
@@ -78,12 +79,21 @@ class Loop:
     ) -> None:
         self._config, self._prompts = config, prompts
         self.pool, self._learner, self._scorer = pool, learner, scorer
-        self.done, self.updates, self.beta = 0, 0, config.learner.beta
+        self._sync = pool.sync
+        self.done, self.beta = 0, config.learner.beta
         self.first_pairs: list[tuple[Prompt, Pair]] = []
-        self._weights: Any = None
         self._progress = asyncio.Condition()
         self._busy = {"rollout": Busy(), "reward": Busy(), "learner": Busy()}
         self._step_began = 0.0
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps among the steps behind us; the version of the newest weights."""
+        return self._sync.newest
+
+    def go_on(self, *, done: int, updates: int, beta: float) -> None:
+        """Stand where a run stood whose checkpoint the learner has loaded."""
+        self.done, self._sync.newest, self.beta = done, updates, beta
 
     async def segment(self, last: int, told: Any, stop: asyncio.Event) -> None:
         """Go on to step `last`, or to the end of the step in which `stop` is set.
@@ -111,13 +121,14 @@ class Loop:
 
     async def synchronise(self) -> float:
         """Give the engines the newest weights, also where they have them: their caches begin anew. Returns seconds."""
-        if not self.updates:
-            return 0.0
         began = time.monotonic()
-        if self._weights is None:
-            self._weights = self._learner.weights_ref()
-        await self.pool.load(self._weights, self.updates)
+        await self._sync.give()
         return time.monotonic() - began
+
+    async def in_turn(self, compute: Callable[..., T], *args: Any) -> T:
+        """What a method of the learner gives, outside of the steps. Engines that share its devices sleep afterwards."""
+        async with self._sync.learning():
+            return await asyncio.to_thread(compute, *args)
 
     async def sample_and_score(self, prompts: Sequence[Prompt], seed: int) -> list[Scored]:
         """Samples of prompts outside of the steps, in order, with their rewards.
@@ -125,6 +136,8 @@ class Loop:
         Args:
             seed: in place of a step's number.
         """
+        if self._sync.due:
+            await self.synchronise()
         tasks = [
             asyncio.create_task(self._score(prompts[rollout.index], rollout.index, rollout.samples, self._scorer))
             async for rollout in self.pool.sample([p.token_ids for p in prompts], seed)
@@ -148,9 +161,9 @@ class Loop:
 
     async def _sample(self, step: int) -> Batch:
         with self._busy["rollout"].working():
-            sync_s = await self.synchronise() if self.pool.version != self.updates else 0.0
+            sync_s = await self.synchronise() if self._sync.due else 0.0
             prompts = batch(self._prompts, step, self._config.prompts_per_step, self._config.seed)
-            found = Batch(step, prompts, self.pool.version, sync_s=sync_s)
+            found = Batch(step, prompts, self._sync.given, sync_s=sync_s)
             began = time.monotonic()
             async for rollout in self.pool.sample([p.token_ids for p in prompts], step):
                 found.tokens += rollout.tokens
@@ -214,15 +227,16 @@ class Loop:
         """One update where there is a pair. Returns what it measured, and seconds."""
         if not pairs:
             return dict.fromkeys(_NOTHING_LEARNT), 0.0
-        began = time.monotonic()
-        with self._busy["learner"].working():
-            ids = [prompts[pair.prompt_index].token_ids for pair in pairs]
-            results = await asyncio.gather(*self._learner.step_refs(ids, pairs, beta=self.beta))
-            self.updates += 1
-            self._weights = self._learner.weights_ref()
+        ids = [prompts[pair.prompt_index].token_ids for pair in pairs]
+        async with self._sync.learning():
+            began = time.monotonic()
+            with self._busy["learner"].working():
+                results = await asyncio.gather(*self._learner.step_refs(ids, pairs, beta=self.beta))
+                self._sync.learnt()
+            seconds = time.monotonic() - began
         if not self.first_pairs:
             self.first_pairs = [(prompts[pair.prompt_index], pair) for pair in pairs]
-        return dict(results[0]), time.monotonic() - began
+        return dict(results[0]), seconds
 
 
 async def _all(tasks: Sequence[asyncio.Task[tuple[int, Scored]]]) -> list[tuple[int, Scored]]:

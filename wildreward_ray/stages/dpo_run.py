@@ -73,7 +73,7 @@ class Run:
             RunStoppedError: a signal came; a checkpoint has been written.
         """
         await self._loop.pool.ready()
-        self._resume()
+        await self._resume()
         stop = asyncio.Event()
         with _signals(stop):
             if self._before is None and self._held_out:
@@ -127,7 +127,7 @@ class Run:
         if self._second is not None:
             second = _evaluation(await self._loop.score_again(self._held_out, scored, self._second))
         ids = [p.token_ids for p, found in zip(self._held_out, scored, strict=True) for _ in found.samples]
-        kl = await asyncio.to_thread(self._learner.kl, ids, [s for found in scored for s in found.samples])
+        kl = await self._loop.in_turn(self._learner.kl, ids, [s for found in scored for s in found.samples])
         row = evaluation_row(
             self._loop.done,
             self._now,
@@ -168,14 +168,14 @@ class Run:
         await self._save()
         await asyncio.to_thread(self._learner.wait_checkpoint)
 
-    def _resume(self) -> None:
+    async def _resume(self) -> None:
         """Go on from the latest checkpoint, if there is one."""
         steps = self._store.steps() if self._artifact.resumed else []
         if not steps:
             return
         info = self._store.info(steps[-1])
-        self._learner.load_checkpoint(self._store.folder(steps[-1]))
-        self._loop.done, self._loop.updates, self._loop.beta = info["step"], info["updates"], info["beta"]
+        await self._loop.in_turn(self._learner.load_checkpoint, self._store.folder(steps[-1]))
+        self._loop.go_on(done=info["step"], updates=info["updates"], beta=info["beta"])
         self._loop.first_pairs = [(_prompt(prompt), _pair(pair)) for prompt, pair in info["first_pairs"]]
         self._monitor.restore(info["monitor"])
         self._before = _read_evaluation(info["before"])
@@ -189,7 +189,7 @@ class Run:
         if self._loop.first_pairs:
             ids = [prompt.token_ids for prompt, _ in self._loop.first_pairs]
             pairs = [pair for _, pair in self._loop.first_pairs]
-            margin = await asyncio.to_thread(self._learner.margin, ids, pairs)
+            margin = await self._loop.in_turn(self._learner.margin, ids, pairs)
         await asyncio.to_thread(self._learner.export, self._artifact.work.child(POLICY))
         if self._held_out and self._now is None:
             # A run that had come to its last step and was cut off before its end.

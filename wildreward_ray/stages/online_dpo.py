@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ from wildreward_ray.cluster.reward_source import RewardSource
 from wildreward_ray.cluster.session import ray_errors, start_ray
 from wildreward_ray.cluster.storage import Location, locate, upload
 from wildreward_ray.cluster.tracking import Trackers, open_trackers
-from wildreward_ray.cluster.weight_transfer import choose_transfer, engine_transfer_arguments
+from wildreward_ray.cluster.weight_transfer import choose_transfer, engine_environment, engine_transfer_arguments
+from wildreward_ray.cluster.weights import sleep_arguments
 from wildreward_ray.core.config.online_dpo import OPERATIONAL, OnlineDpoConfig
 from wildreward_ray.core.config.serve import ServeConfig
 from wildreward_ray.core.errors import UserError
@@ -39,6 +41,7 @@ from wildreward_ray.stages.dpo_monitor import Monitor
 from wildreward_ray.stages.dpo_rollout import RolloutActor, RolloutPool
 from wildreward_ray.stages.dpo_run import EVALS, METRICS, SAMPLES, Run
 from wildreward_ray.stages.dpo_scoring import Scorer
+from wildreward_ray.stages.dpo_sync import weight_sync
 from wildreward_ray.stages.prompts import Prompts, load_prompts
 
 __all__ = ["EVALS", "METRICS", "SAMPLES", "OnlineDpoResult", "run"]
@@ -71,6 +74,7 @@ def run(config: OnlineDpoConfig) -> OnlineDpoResult:
     # A run that has come to its end is not made longer: its optimizer is gone.
     if is_done(config.output, settings, OPERATIONAL - {"steps"}) and not config.overwrite:
         return _made_before(config)
+    config = share_cores(config, len(os.sched_getaffinity(0)))
     tokenizer = _tokenizer(config)
     prompts = load_prompts(config, tokenizer)
     state = {"config": without(settings, OPERATIONAL), "prompts": _digest(prompts)}
@@ -103,6 +107,25 @@ def run(config: OnlineDpoConfig) -> OnlineDpoResult:
         parts = ["policy", METRICS, EVALS, SAMPLES, SUMMARY, REPORT, QUARANTINE]
         artifact.commit(manifest, [*parts, *(n for n in (_TRACKING,) if n in artifact.work.names())])
     return OnlineDpoResult(config.output, monitor.rows, summary)
+
+
+def share_cores(config: OnlineDpoConfig, cores: int) -> OnlineDpoConfig:
+    """Give engines and learners half of a machine's cores each where they would compute on all of them at the same time.
+
+    Threads that wait for one another at every layer lose several times what they share. Settings that are given stay.
+    """
+    if not config.staleness or config.rollout.num_gpus or config.learner.num_gpus:
+        return config
+    half = max(1, cores // 2)
+    engine = config.rollout.engine
+    engine = engine.model_copy(update={"cpu_threads": engine.cpu_threads or max(1, half // config.rollout.replicas)})
+    learner = {"cpu_threads": config.learner.cpu_threads or max(1, half // config.learner.workers)}
+    return config.model_copy(
+        update={
+            "rollout": config.rollout.model_copy(update={"engine": engine}),
+            "learner": config.learner.model_copy(update=learner),
+        }
+    )
 
 
 async def _run(whole: Run, sources: list[RewardSource]) -> dict[str, Any]:
@@ -144,33 +167,49 @@ def _rewards(
         health = asyncio.run(source.check())
         second = None
         if config.eval.second_reward_url is not None:
-            second = RewardSource(config.eval.second_reward_url, config.reward, render, flag="--eval.second-reward-url")
+            # The first service's token is not for the second one's eyes.
+            own = {"protocol": "native", "path": None, "token_env": config.eval.second_token_env}
+            section = config.reward.model_copy(update=own)
+            second = RewardSource(config.eval.second_reward_url, section, render, flag="--eval.second-reward-url")
             asyncio.run(second.check())
         yield source, second, health
 
 
 @contextlib.contextmanager
 def _actors(config: OnlineDpoConfig) -> Iterator[tuple[RolloutPool, LearnerGroup]]:
-    """All actors, placed; they are gone when the context ends."""
+    """All actors, placed, and the way that weights go between them; the actors are gone when the context ends."""
     placement = plan(config)
+    colocated = config.placement.mode == "colocated"
     transfer = choose_transfer(
         config.weights,
-        colocated=config.placement.mode == "colocated",
+        colocated=colocated,
         rollout_gpus=config.rollout.num_gpus,
         learner_gpus=config.learner.num_gpus,
     )
+    engine = engine_transfer_arguments(transfer)
+    if colocated:
+        engine |= sleep_arguments(on_gpu=config.rollout.num_gpus > 0)
+    environment = {"env_vars": engine_environment(transfer)}
     with reserve(placement, timeout_s=config.placement.timeout_s) as group, contextlib.ExitStack() as stack:
-        engine = engine_transfer_arguments(transfer)
 
         def start(replica: int) -> Any:
             options = actor_options(placement, group, "rollout", replica)
+            options |= {"runtime_env": environment} if environment["env_vars"] else {}
             return RolloutActor.options(**options).remote(config.policy, config.rollout, config.seed, engine)  # type: ignore[attr-defined]
 
-        pool = RolloutPool(start, config.rollout.replicas, max_restarts=config.rollout.max_restarts)
-        stack.callback(pool.kill)
+        def start_pool() -> RolloutPool:
+            pool = RolloutPool(start, config.rollout.replicas, max_restarts=config.rollout.max_restarts)
+            stack.callback(pool.kill)
+            return pool
+
+        # An engine measures what is free on its GPU while it starts, so a learner that shares it has to stand there before.
+        # Elsewhere both load the policy at the same time.
+        pool = None if colocated else start_pool()
         options = [actor_options(placement, group, "learner", rank) for rank in range(config.learner.workers)]
         learner = LearnerGroup.start(config, options)
         stack.callback(learner.kill)
+        pool = pool or start_pool()
+        pool.sync = weight_sync(transfer, colocated=colocated, pool=pool, learner=learner)
         yield pool, learner
 
 

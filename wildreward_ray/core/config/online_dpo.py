@@ -160,7 +160,9 @@ class EvalSection(Section):
         None,
         description="another reward service (native protocol) that judges evaluations only, to notice a policy that games the first",
     )
-    second_token_env: str | None = Field(None, description="environment variable with the second service's bearer token")
+    second_token_env: str | None = Field(
+        None, description="environment variable with the second service's bearer token"
+    )
 
 
 class AlarmSection(Section):
