@@ -185,10 +185,11 @@ def test_packed_and_plain_endings_are_picked_up() -> None:
 @pytest.mark.parametrize(
     ("content", "reason", "says"),
     [
+        # Without its time a packed file, and so the name of the test, is the same in every process.
         (b"", "empty_file", "is empty"),
         (b" \n\n", "empty_file", "is empty"),
-        (gzip.compress(b""), "empty_file", "is empty"),
-        (gzip.compress(jsonl([openai(0)]))[:8], "unreadable", "unpacked"),
+        (gzip.compress(b"", mtime=0), "empty_file", "is empty"),
+        (gzip.compress(jsonl([openai(0)]), mtime=0)[:8], "unreadable", "unpacked"),
         (b"\x1f\x8bno gzip at all", "unreadable", "unpacked"),
         (b"PAR1 no parquet", "not_parquet", "Parquet"),
         (b"id,text\n1,a\n", "unknown_format", "not recognised.*invalid_json.*known are wildchat"),

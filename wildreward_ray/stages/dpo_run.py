@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 from wildreward_ray.cluster.artifact import Artifact
@@ -33,6 +34,8 @@ CHECKPOINTS, POLICY = "checkpoints", "policy"
 # Steps never have this number, so evaluations draw random numbers of their own, the same ones every time.
 _EVAL_SEED = 1_000_000_003
 _WRITE_EVERY_S = 10.0
+# Replies that every evaluation shows, beside those of all prompts at the start and at the end.
+_SHOWN = 4
 
 
 class Run:
@@ -137,6 +140,8 @@ class Run:
             second_start=self._second_before,
             seed=self._config.seed,
         )
+        shown = zip(self._held_out, self._replies, strict=True)
+        row["samples"] = [{"prompt": prompt.prompt, **reply} for prompt, reply in islice(shown, _SHOWN)]
         if self._before is None:
             self._before, self._second_before, self._first_replies = self._now, second, self._replies
         for alarm in self._monitor.evaluation(row):
