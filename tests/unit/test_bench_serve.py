@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
 import subprocess
@@ -364,7 +365,7 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer: PreT
         problem_type="multi_label_classification",
         pad_token_id=llama_tokenizer.eos_token_id,
     )
-    tokenizer = llama_tokenizer
+    tokenizer = copy.deepcopy(llama_tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
     reward = RewardConfig(levels=4, template=HISTORY, max_length=64)
     save_checkpoint(LlamaForSequenceClassification(config), tokenizer, reward, folder)
