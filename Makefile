@@ -27,7 +27,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest tests/unit -n 2
 # Most of their time these wait, for Ray and for engines that load.
-	$(BIN)/python -m pytest tests/ray -n 2 --dist loadgroup
+	$(BIN)/python -m pytest tests/ray -n 2 --dist loadfile
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest tests -m slow

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import ray
+from filelock import FileLock
 
 from tests.ray.helpers import (
     COMMAND,
@@ -28,19 +31,22 @@ from wildreward_ray.cluster.session import start_ray
 from wildreward_ray.core.config.train import TrainConfig
 from wildreward_ray.stages import train
 
-# Files that share what is slow to make; each other file is a group of its own.
-_SHARING = frozenset({"test_extract", "test_train", "test_serve"})
+T = TypeVar("T")
 
 SAMPLE = ROOT / "wildreward_ray" / "sample" / "conversations.parquet"
 LIMIT = 150
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (`-n 2 --dist loadgroup`), tests with common fixtures come to one of them."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            name = item.path.stem
-            item.add_marker(pytest.mark.xdist_group("extracted" if name in _SHARING else name))
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[], T]) -> T:
+    """What `make` gives, made by whichever test worker needs it first and read by the others (`-n 2`)."""
+    base = factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    file = folder / f"{name}.pickle"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            file.write_bytes(pickle.dumps(make()))
+        made: T = pickle.loads(file.read_bytes())  # written above
+        return made
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,10 @@ def sample() -> str:
 def interrupted(tmp_path_factory: pytest.TempPathFactory, sample: str) -> Interrupted:
     """An extraction that was killed after the judge's first batch and before its last."""
     output = tmp_path_factory.mktemp("extract") / "mine"
+    return once(tmp_path_factory, "interrupted", lambda: _interrupt(sample, output))
+
+
+def _interrupt(sample: str, output: Path) -> Interrupted:
     # Small batches, so that a progress line shows some of them done and others not.
     settings = ("--limit", str(LIMIT), "--judge.batch-size", "4", "--judge.engine.max-model-len", "1024")
     command = ("extract", "--input", sample, *settings, "--output", str(output))
@@ -103,11 +113,15 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, sample: str) -> Interr
 
 
 @pytest.fixture(scope="session")
-def extracted(interrupted: Interrupted) -> Path:
+def extracted(tmp_path_factory: pytest.TempPathFactory, interrupted: Interrupted) -> Path:
     """The dataset that the interrupted command makes when it is run again."""
-    finished = wildreward(*interrupted.command)
-    assert finished.returncode == 0, finished.stderr
-    return interrupted.output
+
+    def finish() -> Path:
+        finished = wildreward(*interrupted.command)
+        assert finished.returncode == 0, finished.stderr
+        return interrupted.output
+
+    return once(tmp_path_factory, "extracted", finish)
 
 
 @pytest.fixture(scope="session")
@@ -130,8 +144,12 @@ def reward_model(ray_session: None, extracted: Path, tmp_path_factory: pytest.Te
         "optim.head_learning_rate": 1e-3,
         "optim.global_batch": 16,
     }
-    train.run(TrainConfig.load(None, settings))
-    return output
+
+    def fit() -> Path:
+        train.run(TrainConfig.load(None, settings))
+        return output
+
+    return once(tmp_path_factory, "reward_model", fit)
 
 
 @pytest.fixture(scope="session")

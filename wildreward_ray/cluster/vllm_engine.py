@@ -178,11 +178,15 @@ def _gpu_visible() -> bool:
 
 
 def _prepare_cpu(section: EngineSection) -> None:
-    """Settings that a CPU engine reads from the environment when vLLM is first imported."""
+    """Settings that a CPU engine reads from the environment when vLLM is first imported, and its threads."""
+    import torch
+
     threads = section.cpu_threads or len(os.sched_getaffinity(0))
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(section.cpu_kv_cache_gib)))
     # Ray gives an actor OMP_NUM_THREADS=num_cpus, which would hold the engine to one core.
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    # The variable is for processes that the engine starts: this one's OpenMP read it when torch was loaded.
+    torch.set_num_threads(threads)
     # One process an engine: a crash takes the actor with it, which Ray sees and restarts.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
