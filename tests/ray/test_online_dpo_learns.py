@@ -31,7 +31,7 @@ def test_the_reward_of_held_out_prompts_rises(ray_session: None, seed: int, tmp_
         "policy": SMOLLM2,
         "prompts": write_json_lines(tmp_path / "prompts.jsonl", PROMPTS),
         "output": str(tmp_path / "out"),
-        "steps": 16,
+        "steps": 8,
         "prompts_per_step": 8,
         "eval.prompts": 16,
         "eval.every": 4,
@@ -39,7 +39,7 @@ def test_the_reward_of_held_out_prompts_rises(ray_session: None, seed: int, tmp_
         "rollout.samples": 4,
         "rollout.max_tokens": 48,
         "rollout.engine.max_model_len": 256,
-        "learner.learning_rate": 1e-5,
+        "learner.learning_rate": 4e-5,
         "learner.precision": "bfloat16",
         "tracking.kinds": (),
     }
