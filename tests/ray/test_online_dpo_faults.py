@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(
     assert len(server.given) == asked
 
 
-def test_a_run_that_is_stopped_and_then_loses_its_service_goes_on_each_time(
+def test_a_colocated_run_that_is_stopped_and_then_loses_its_service_goes_on_each_time(
     ray_session: None, tiny_policy: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -110,7 +110,8 @@ def test_a_run_that_is_stopped_and_then_loses_its_service_goes_on_each_time(
         return shorter_is_better(reply)
 
     with reward_server(stopping) as stopped_server:
-        config = config_of(tiny_policy, stopped_server.url, tmp_path, steps=3)
+        # Colocated: engines and learner take turns, and engines have no weights but those they are given after each turn.
+        config = config_of(tiny_policy, stopped_server.url, tmp_path, steps=3, **{"placement.mode": "colocated"})
         with pytest.raises(RunStoppedError, match="stopped after step 2 of 3"):
             online_dpo.run(config)
     assert looks_whole(output) == []

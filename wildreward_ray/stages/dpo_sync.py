@@ -13,6 +13,7 @@ without pairs makes none.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -178,7 +179,7 @@ class Nccl:
         self._members = actors
 
 
-class _Colocated:
+class _Colocated(ABC):
     """Engines and learner workers take turns on the devices they share; staleness is 0, so a turn never has to be waited for.
 
     Engines that sleep have no weights. They get some with every `give`, whether the learner made an update or not.
@@ -226,9 +227,9 @@ class _Colocated:
             self._asleep = True
             await self._pool.call_all(lambda actor: actor.sleep.remote())
 
+    @abstractmethod
     async def _wake(self, replicas: Sequence[int]) -> None:
         """Wake some engines, with the newest weights."""
-        raise NotImplementedError
 
     async def _make_room(self) -> None:
         await through(by_worker(self._learner.refs("make_room")))
