@@ -138,7 +138,9 @@ def test_after_an_update_the_rollout_engine_has_the_learners_weights(
         import torch
 
         # Weights travel as bfloat16, and the engine computes in float32.
-        model = copy.deepcopy(actor.learner.policy.module).to(torch.bfloat16).float()
+        model = copy.deepcopy(actor.learner.policy.module)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16).float()
         sequence = torch.tensor([ids])
         with torch.inference_mode():
             logits = model(input_ids=sequence).logits[0, :-1].log_softmax(-1)
@@ -161,10 +163,10 @@ def test_after_an_update_the_rollout_engine_has_the_learners_weights(
     finally:
         ray.kill(rollout)
         ray.kill(learner)
-    # The weights are large on purpose, and with them what two implementations differ by in float32.
-    assert (engine_before - model_before).abs().max() < 0.01
+    assert (engine_before - model_before).abs().max() < 1e-4
     assert (model_after - model_before).abs().max() > 0.5
-    assert (engine_after - model_after).abs().max() < 0.03
+    # Far below what one tensor that stayed behind makes, such as an output layer that is the embedding as well.
+    assert (engine_after - model_after).abs().max() < 1e-4
 
 
 def test_a_service_that_is_down_is_found_before_any_engine_starts(

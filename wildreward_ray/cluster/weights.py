@@ -116,14 +116,21 @@ def ties_output(config: Any) -> bool:
 class WeightLoader:
     """Mixed into vLLM's worker by `worker_extension_cls`; its methods are called by `collective_rpc`."""
 
+    model_runner: Any
     reload_weights: Any
 
     def load_policy(self, file: str) -> int:
         """Replace all weights by those in a safetensors file. Returns how many tensors it holds."""
         from safetensors.torch import load_file
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
         tensors = load_file(file)
         self.reload_weights(weights_iterator=iter(tensors.items()))
+        # Reloading leaves out embeddings. Where one is the output layer as well, a CPU engine multiplies with a copy of it
+        # that was packed when the engine started.
+        for module in self.model_runner.get_model().modules():
+            if isinstance(module, VocabParallelEmbedding):
+                module.quant_method.process_weights_after_loading(module)
         return len(tensors)
 
 
