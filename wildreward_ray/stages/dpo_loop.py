@@ -201,6 +201,7 @@ class Loop:
             self._progress.notify_all()
         began, now = self._step_began, time.monotonic()
         self._step_began = now
+        tokens = learnt.pop("tokens", None)
         return {
             "step": current.step,
             "policy_version": current.version,
@@ -212,7 +213,7 @@ class Loop:
             **learnt,
             "beta": self.beta,
             "rollout_tokens_per_s": round(current.tokens / current.seconds, 1),
-            "learn_tokens_per_s": round(learnt.pop("tokens") / learn_s, 1) if pairs else None,
+            "learn_tokens_per_s": round(tokens / learn_s, 1) if tokens is not None else None,
             "seconds": {
                 "rollout": current.seconds,
                 "score": score_s,

@@ -21,6 +21,7 @@ from typing import Any
 
 from wildreward_ray import __version__
 from wildreward_ray.cluster.artifact import Artifact, is_done, open_artifact, read_manifest, without
+from wildreward_ray.cluster.checkpoints import CheckpointStore
 from wildreward_ray.cluster.models import resolve_model
 from wildreward_ray.cluster.placement import actor_options, plan, reserve
 from wildreward_ray.cluster.reward_source import RewardSource
@@ -39,7 +40,7 @@ from wildreward_ray.stages.dpo_learner import LearnerGroup
 from wildreward_ray.stages.dpo_loop import Loop
 from wildreward_ray.stages.dpo_monitor import Monitor
 from wildreward_ray.stages.dpo_rollout import RolloutActor, RolloutPool
-from wildreward_ray.stages.dpo_run import EVALS, METRICS, SAMPLES, Run
+from wildreward_ray.stages.dpo_run import CHECKPOINTS, EVALS, METRICS, SAMPLES, Run
 from wildreward_ray.stages.dpo_scoring import Scorer
 from wildreward_ray.stages.dpo_sync import weight_sync
 from wildreward_ray.stages.prompts import Prompts, load_prompts
@@ -216,6 +217,7 @@ def _actors(config: OnlineDpoConfig) -> Iterator[tuple[RolloutPool, LearnerGroup
 @contextlib.contextmanager
 def _trackers(config: OnlineDpoConfig, work: Location) -> Iterator[Trackers]:
     """Trackers in a local directory, which goes to the output when the run ends, however it ends."""
+    behind = CheckpointStore(work.child(CHECKPOINTS)).steps()
     with tempfile.TemporaryDirectory(prefix="wildreward-tracking-") as scratch:
         folder = Path(work.child(_TRACKING).path) if work.is_local else Path(scratch)
         trackers = open_trackers(
@@ -224,6 +226,8 @@ def _trackers(config: OnlineDpoConfig, work: Location) -> Iterator[Trackers]:
             run=Path(config.output).name,
             folder=folder,
             settings=config.model_dump(mode="json"),
+            # Steps after the last checkpoint are done again.
+            first_step=behind[-1] + 1 if behind else 1,
         )
         failed = True
         try:
