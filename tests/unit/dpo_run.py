@@ -91,7 +91,6 @@ def step_row(step: int, steps: int, draw: random.Random) -> dict[str, Any]:
         "margin": 0.9 + draw.uniform(-0.1, 0.1),
         "dpo_loss": 0.693 - 0.2 * done + draw.uniform(-0.02, 0.02),
         "dpo_margin": 0.3 * done,
-        "dpo_margin_after": 0.3 * done + 0.05,
         "dpo_accuracy": min(1.0, 0.5 + 0.3 * done),
         "kl": 2.4 * done**1.5 - 0.05,
         "nll": 1.4 - 0.1 * done,

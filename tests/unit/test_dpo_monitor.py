@@ -43,14 +43,14 @@ def row(step: int, **values: Any) -> dict[str, Any]:
     return {
         "step": step, "policy_version": step - 1, "staleness": 1, "reward_mean": 2.41, "reward_std": 0.3,
         "reward_range": 0.9, "response_length": 212.4, "finished_share": 0.9, "pairs": 60, "skipped": {"margin": 4},
-        "margin": 0.8, "dpo_loss": 0.67, "dpo_margin": 0.02, "dpo_margin_after": 0.05, "dpo_accuracy": 0.6, "kl": 0.8,
+        "margin": 0.8, "dpo_loss": 0.67, "dpo_margin": 0.02, "dpo_accuracy": 0.6, "kl": 0.8,
         "beta": 0.1, "learning_rate": 5e-7, "grad_norm": 1.0, "rollout_tokens_per_s": 900.0, "learn_tokens_per_s": 800.0,
         "seconds": seconds, "idle": {"rollout": 0.4, "reward": 0.8, "learner": 0.5}, **values,
     }  # fmt: skip
 
 
 def no_pairs(step: int, **skipped: int) -> dict[str, Any]:
-    learnt = dict.fromkeys(("margin", "dpo_loss", "dpo_margin", "dpo_margin_after", "dpo_accuracy", "kl", "grad_norm"))
+    learnt = dict.fromkeys(("margin", "dpo_loss", "dpo_margin", "dpo_accuracy", "kl", "grad_norm"))
     return row(step, pairs=0, skipped=skipped, **learnt)
 
 
@@ -81,7 +81,7 @@ def evaluation(*rewards: list[float], length: int = 10) -> Evaluation:
 
 def test_the_line_of_a_step_tells_what_was_measured_and_the_time_left() -> None:
     assert step_line([row(12)], 100) == (
-        "step 12/100: reward 2.41, 60 pairs (4 skipped), loss 0.670, margin 0.020 -> 0.050, KL 0.80, length 212, lag 1, "
+        "step 12/100: reward 2.41, 60 pairs (4 skipped), loss 0.670, margin 0.020, KL 0.80, length 212, lag 1, "
         "14.2 s, about 21 min left"
     )
 

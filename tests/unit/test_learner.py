@@ -16,6 +16,7 @@ from wildreward_ray.core.config.online_dpo import LearnerSection
 from wildreward_ray.core.config.train import LoraSection, ParallelSection
 from wildreward_ray.core.errors import UserError
 from wildreward_ray.policy.adapters import adapters_off, add_adapters, policy_weights
+from wildreward_ray.policy.dpo import collate_pairs, sequence_logprobs
 from wildreward_ray.policy.learner import Learner
 from wildreward_ray.policy.pairs import Pair, Sample
 from wildreward_ray.reward.parallel import Layout, lay_out
@@ -80,10 +81,7 @@ def test_the_margin_starts_at_zero_and_every_step_raises_it_on_its_own_pairs() -
     assert first["dpo_accuracy"] == 0.5
     assert first["kl"] == 0.0
     second = learner.step(PROMPTS, pairs())
-    assert 0 < first["dpo_margin_after"] < second["dpo_margin_after"]
-    # What a step leaves behind is what the next one, and `margin`, begin with.
-    assert second["dpo_margin"] == pytest.approx(first["dpo_margin_after"], abs=1e-5)
-    assert learner.margin(PROMPTS, pairs()) == pytest.approx(second["dpo_margin_after"], abs=1e-5)
+    assert 0 < second["dpo_margin"] < learner.margin(PROMPTS, pairs())
 
 
 def test_the_size_of_micro_batches_changes_neither_loss_nor_weights() -> None:
@@ -166,11 +164,30 @@ def test_the_likelihood_of_chosen_replies_is_reported_only_where_the_loss_has_it
 
 def test_a_length_normalised_margin_is_per_token_before_a_step_and_after_it() -> None:
     learner = learner_of(tiny_policy(), length_normalized=True)
-    first, second = (learner.step(PROMPTS, pairs()) for _ in range(2))
-    assert second["dpo_margin"] == pytest.approx(first["dpo_margin_after"], abs=1e-6)
+    learner.step(PROMPTS, pairs())
+    left = learner.margin(PROMPTS, pairs())
+    assert learner.step(PROMPTS, pairs())["dpo_margin"] == pytest.approx(left, abs=1e-6)
     summed = learner_of(tiny_policy())
     summed.policy.module.load_state_dict(learner.policy.module.state_dict())
     assert abs(learner.margin(PROMPTS, pairs())) < abs(summed.margin(PROMPTS, pairs()))
+
+
+@torch.no_grad()
+def test_logits_of_the_scored_positions_alone_give_the_same_log_probabilities_as_all_of_them() -> None:
+    policy = placed(tiny_policy())
+    batch = collate_pairs(PROMPTS, pairs(), pad_id=0)
+    keep = batch.scored_positions()
+    assert keep == batch.input_ids.shape[1], "a prompt of one token leaves nothing out"
+    longer = collate_pairs([(9, 9, *prompt) for prompt in PROMPTS], pairs(), pad_id=0)
+    keep = longer.scored_positions()
+    assert keep == longer.input_ids.shape[1] - 2
+    some = policy.logits(longer.input_ids, longer.attention_mask, keep)
+    assert some.shape[1] == keep
+    whole = sequence_logprobs(
+        policy.logits(longer.input_ids, longer.attention_mask), longer.input_ids, longer.response_mask
+    )
+    found = sequence_logprobs(some, longer.input_ids[:, -keep:], longer.response_mask[:, -keep:])
+    assert torch.allclose(found, whole, atol=1e-5)
 
 
 def test_the_rate_rises_over_the_warm_up_and_follows_from_the_steps_done() -> None:

@@ -61,6 +61,11 @@ class PairBatch:
         """Length of every response in tokens: [2B] int64, in the order of the rows."""
         return self.response_mask.sum(dim=1, dtype=torch.int64)
 
+    def scored_positions(self) -> int:
+        """How many of the last of T positions hold all response tokens and what predicts the first of them."""
+        first = int(self.response_mask.any(dim=0).int().argmax())
+        return self.response_mask.shape[1] - max(first - 1, 0)
+
 
 def sequence_logprobs(logits: Tensor, input_ids: Tensor, response_mask: Tensor) -> Tensor:
     """Sum of the log-probabilities of every row's response tokens, in nats.

@@ -60,8 +60,8 @@ class Placed(Protocol):
         """Where the weights are."""
         ...
 
-    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[B, T, V] logits of [B, T] token ids. All workers call it the same number of times."""
+    def logits(self, input_ids: Tensor, attention_mask: Tensor, keep: int | None = None) -> Tensor:
+        """[B, keep, V] logits of the last `keep` of [B, T] token ids. All workers call it the same number of times."""
         ...
 
     def accumulating(self) -> AbstractContextManager[Any]:
@@ -117,8 +117,8 @@ class Learner:
             beta: strength of the pull to the reference in place of the setting's.
 
         Returns:
-            `dpo_loss`; `dpo_margin` and `dpo_margin_after` (mean implicit reward gap before and after the step);
-            `dpo_accuracy` (share of pairs with a positive gap before it, ties count half); `kl` (mean over the pairs'
+            `dpo_loss`; `dpo_margin` (mean implicit reward gap before the step);
+            `dpo_accuracy` (share of pairs with a positive gap, ties count half); `kl` (mean over the pairs'
             sampled responses of log pi - log ref, in nats: the one-sample estimate of the KL to the reference);
             `nll` (mean over pairs of the chosen response's negative log-likelihood in nats a token, only where the loss has
             it); `grad_norm` before clipping; `learning_rate` of this step; `tokens` without padding, prompts included.
@@ -144,14 +144,17 @@ class Learner:
         tokens = sums.pop("tokens")
         means = {name: value / len(pairs) for name, value in sums.items() if name != "nll" or self._section.nll_weight}
         norm, rate = self._update(means["dpo_loss"])
-        after = self._gap(work, references, beta) / len(pairs)
-        return {**means, "dpo_margin_after": after, "grad_norm": norm, "learning_rate": rate, "tokens": tokens}
+        return {**means, "grad_norm": norm, "learning_rate": rate, "tokens": tokens}
 
+    @torch.no_grad()
     def margin(self, prompt_ids: Sequence[Sequence[int]], pairs: Sequence[Pair]) -> float:
         """The mean implicit reward gap beta * (r(chosen) - r(rejected)) of some pairs, r being the log-ratio of the loss."""
-        work = self._pair_work(prompt_ids, pairs)
-        references = [self._reference_logprobs(batch) for batch, _ in work]
-        return self._gap(work, references, self._section.beta) / len(pairs)
+        total = torch.zeros((), dtype=torch.float64, device=self.policy.device)
+        for batch, weight in self._pair_work(prompt_ids, pairs):
+            reference = self._reference_logprobs(batch)
+            out = self._loss(batch, self._logprobs(self.policy, batch), reference, self._section.beta)
+            total += weight * (out.chosen_reward - out.rejected_reward).double().sum()
+        return float(self.policy.world.sum(total)) / len(pairs)
 
     @torch.no_grad()
     def kl(self, prompt_ids: Sequence[Sequence[int]], samples: Sequence[Sample]) -> float:
@@ -189,15 +192,6 @@ class Learner:
         self.done += 1
         return norm, self._section.learning_rate * factor
 
-    @torch.no_grad()
-    def _gap(self, work: Sequence[tuple[PairBatch, float]], references: Sequence[Tensor], beta: float) -> float:
-        """The sum of the implicit reward gaps of all workers' pairs."""
-        total = torch.zeros((), dtype=torch.float64, device=self.policy.device)
-        for (batch, weight), reference in zip(work, references, strict=True):
-            out = self._loss(batch, self._logprobs(self.policy, batch), reference, beta)
-            total += weight * (out.chosen_reward - out.rejected_reward).double().sum()
-        return float(self.policy.world.sum(total))
-
     def _loss(self, batch: PairBatch, policy: Tensor, reference: Tensor, beta: float) -> DPOOutput:
         section = self._section
         chosen_tokens, rejected_tokens = batch.response_tokens().chunk(2)
@@ -214,8 +208,12 @@ class Learner:
         )
 
     def _logprobs(self, model: Placed, batch: PairBatch) -> Tensor:
+        # What predicts no response token needs no logits: prompts are long, and the vocabulary is the widest layer.
+        keep = batch.scored_positions()
         return sequence_logprobs(
-            model.logits(batch.input_ids, batch.attention_mask), batch.input_ids, batch.response_mask
+            model.logits(batch.input_ids, batch.attention_mask, keep),
+            batch.input_ids[:, -keep:],
+            batch.response_mask[:, -keep:],
         )
 
     @torch.no_grad()

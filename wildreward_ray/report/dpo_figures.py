@@ -122,12 +122,12 @@ def training_section(steps: Rows) -> Html:
                 "Implicit margin",
                 line_chart(
                     "Implicit margin",
-                    [line("before the step", steps, "dpo_margin"), line("after it", steps, "dpo_margin_after")],
+                    [line("margin", steps, "dpo_margin")],
                     y_title="margin in nats",
                     zero=True,
                 ),
-                "How much more than the reference the policy prefers the better reply of the step's own pairs, times beta. "
-                "Each step should raise it, and over many steps the line before the step should rise, too.",
+                "How much more than the reference the policy prefers the better reply of the step's own pairs, times beta, "
+                "before it learns from them: a policy that learns what is rewarded prefers better replies that it never saw.",
             ),
             figure(
                 "Pairs ranked rightly",

@@ -70,9 +70,9 @@ def online_dpo_section(summary: Mapping[str, Any]) -> Html:
             ),
             figure(
                 "Implicit margin",
-                chart("margin", ("before the step", "dpo_margin"), ("after it", "dpo_margin_after"), zero=True),
-                "How much more than the frozen reference the policy prefers the better reply of the step's own pairs. "
-                "A step raises it; over many steps it should rise before the step, too.",
+                chart("margin", ("margin", "dpo_margin"), zero=True),
+                "How much more than the frozen reference the policy prefers the better reply of the step's own pairs, before "
+                "it learns from them. Over many steps it should rise.",
             ),
             figure(
                 "DPO loss",

@@ -59,11 +59,19 @@ class Layout:
         """Where the weights are."""
         return next(self.module.parameters()).device
 
-    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[B, k-1] logits of [B, T] token ids; the gradient's last pass is the one outside of `accumulating`."""
+    def logits(self, input_ids: Tensor, attention_mask: Tensor, keep: int | None = None) -> Tensor:
+        """Logits of [B, T] token ids; the gradient's last pass is the one outside of `accumulating`.
+
+        Args:
+            keep: of a language model, the number of last positions whose logits are wanted; None: all.
+
+        Returns:
+            [B, k-1] of a reward model, [B, keep, V] of a language model.
+        """
+        options = {} if keep is None else {"logits_to_keep": keep}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16 and not self.sharded):
             logits: Tensor = self.forward(
-                input_ids=input_ids.to(self.device), attention_mask=attention_mask.to(self.device)
+                input_ids=input_ids.to(self.device), attention_mask=attention_mask.to(self.device), **options
             ).logits
         return logits
 

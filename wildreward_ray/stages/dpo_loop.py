@@ -27,7 +27,7 @@ from wildreward_ray.stages.prompts import Prompt, batch
 
 T = TypeVar("T")
 
-_NOTHING_LEARNT = ("dpo_loss", "dpo_margin", "dpo_margin_after", "dpo_accuracy", "kl", "grad_norm", "learning_rate")
+_NOTHING_LEARNT = ("dpo_loss", "dpo_margin", "dpo_accuracy", "kl", "grad_norm", "learning_rate")
 
 
 @dataclass

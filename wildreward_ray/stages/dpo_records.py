@@ -133,7 +133,7 @@ def step_line(rows: Sequence[Mapping[str, Any]], steps: int) -> str:
         _part("reward", row["reward_mean"], ".2f"),
         _pairs(row),
         _part("loss", row["dpo_loss"], ".3f"),
-        _margin(row["dpo_margin"], row["dpo_margin_after"]),
+        _part("margin", row["dpo_margin"], ".3f"),
         _part("KL", row["kl"], ".2f"),
         _part("length", row["response_length"], ".0f"),
         _part("lag", row["staleness"], "d"),
@@ -184,12 +184,6 @@ def _pairs(row: Mapping[str, Any]) -> str:
         return text
     why = ": " + ", ".join(f"{reason} {n}" for reason, n in skipped.items()) if not row["pairs"] else ""
     return f"{text} ({sum(skipped.values())} skipped{why})"
-
-
-def _margin(before: float | None, after: float | None) -> str:
-    if before is None:
-        return ""
-    return f"margin {before:.3f}" + ("" if after is None else f" -> {after:.3f}")
 
 
 def _duration(seconds: float) -> str:
