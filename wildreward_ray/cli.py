@@ -79,6 +79,11 @@ COMMANDS = {
         "wildreward_ray.core.config.experiment:ExperimentConfig",
         "wildreward_ray.stages.commands:experiment",
     ),
+    "evaluate": Command(
+        "reward model, service or scores in, what a benchmark says of it out",
+        "wildreward_ray.core.config.evaluate:EvaluateConfig",
+        "wildreward_ray.stages.commands:evaluate",
+    ),
     "bench": Command(
         "throughput as a ratio to the ceiling: bench extract",
         "wildreward_ray.core.config.bench:BenchConfig",

@@ -205,6 +205,8 @@ def test_engine_and_learner_get_half_of_the_cores_each_and_stop_for_nothing(monk
     config = Bench(OnlineDpoBench(steps=200), "folder", "http://127.0.0.1:1").settings(1)
     assert (config.rollout.engine.cpu_threads, config.learner.cpu_threads) == (3, 3)
     assert (config.staleness, config.eval.prompts, config.checkpoint.every) == (1, 0, 200)
+    in_turn = Bench(OnlineDpoBench(steps=200), "folder", "http://127.0.0.1:1").settings(0, in_turn=True)
+    assert (in_turn.rollout.engine.cpu_threads, in_turn.learner.cpu_threads) == (6, 6)
     on_gpus = Bench(OnlineDpoBench(parts=("overlap",), gpu=True), "folder", "http://127.0.0.1:1").settings(0)
     assert (on_gpus.rollout.num_gpus, on_gpus.learner.num_gpus, on_gpus.learner.cpu_threads) == (1, 1, None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
@@ -213,16 +215,17 @@ def test_engine_and_learner_get_half_of_the_cores_each_and_stop_for_nothing(monk
 
 @pytest.mark.parametrize(
     ("part", "expected"),
-    [("overlap", [0, 1]), ("generation", ["raw", 0, "raw"]), ("trl", ["trl", 1])],
+    [("overlap", [0, 1]), ("generation", ["raw", 0, "raw"]), ("trl", ["trl", "in turn"])],
 )
 def test_only_what_a_part_needs_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, expected: list[Any]
 ) -> None:
     asked: list[Any] = []
 
-    def run(self: Bench, staleness: int) -> list[dict[str, Any]]:
-        if staleness not in asked:
-            asked.append(staleness)
+    def run(self: Bench, staleness: int, *, in_turn: bool = False) -> list[dict[str, Any]]:
+        name = "in turn" if in_turn else staleness
+        if name not in asked:
+            asked.append(name)
         return rows()
 
     def raw(self: Bench) -> list[Sampled]:
@@ -292,7 +295,7 @@ def test_trl_takes_a_step_on_every_batch_in_order(tmp_path: Path, monkeypatch: p
             learning_rate=1e-3,
             beta=0.1,
             clip_norm=1.0,
-            dtype="float32",
+            precision="float32",
             seed=0,
             threads=1,
         )

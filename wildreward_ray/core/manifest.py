@@ -40,7 +40,7 @@ class Manifest(BaseModel):
     """What an artefact is, what made it, and from what."""
 
     model_config = ConfigDict(extra="allow")
-    kind: Literal["feedback", "reward_model", "scores", "online_dpo", "experiment"]
+    kind: Literal["feedback", "reward_model", "scores", "online_dpo", "experiment", "evaluation", "comparison"]
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     inputs: list[str]
     config: dict[str, Any]

@@ -198,7 +198,7 @@ def load_reward_config_and_tokenizer(
             flag="--model",
             hint=f"a reward model is a ...{HEAD} checkpoint with levels - 1 logits",
         )
-    stored = _stored_reward_config(name)
+    stored = stored_reward_config(name)
     config = (
         _config_from_flags(path, template_file, levels, max_length or max_positions(hf_config) or 4096)
         if stored is None
@@ -255,7 +255,12 @@ def _config_with_flags(
     return stored if max_length is None else stored.model_copy(update={"max_length": max_length})
 
 
-def _stored_reward_config(name: str) -> RewardConfig | None:
+def stored_reward_config(name: str) -> RewardConfig | None:
+    """The `reward_config.json` of a local directory or a hub name; None where it has none.
+
+    Raises:
+        UserError: it can't be reached or read.
+    """
     if os.path.isdir(name):
         return RewardConfig.load_if_present(name)
     try:

@@ -4,7 +4,8 @@ Overlap: the run with staleness 0, where each part works alone, against the run 
 the last samples are learnt from. Where there is no GPU, engine and learner get half of the cores each: two that overlap need
 cores of their own. Generation: the rollouts of the run with staleness 0 against `LLM.generate` on the same batches, with the
 same random numbers and the same threads, in a process of its own; it runs before and after, since a shared machine drifts.
-TRL: the same prompts in the same batches, with all cores. All get their rewards from one server, which has no model.
+TRL: the same prompts in the same batches, with all cores, against a run with staleness 0 whose parts take turns with all cores
+too: both learn from samples of the policy as it is. All get their rewards from one server, which has no model.
 The figures leave out steps that warm up: `bench_online_dpo_figures`.
 """
 
@@ -66,6 +67,7 @@ def measure(config: BenchConfig, inputs: tuple[str, ...]) -> Figures:
             "prompts_per_step": section.prompts_per_step,
             "samples": section.samples,
             "max_tokens": section.max_tokens,
+            "precision": section.precision,
             "steps_counted": len(counted(range(section.steps))),
             "prompt_tokens_mean": round(statistics.fmean(len(p.token_ids) for b in bench.batches for p in b), 1),
         }
@@ -77,8 +79,8 @@ def measure(config: BenchConfig, inputs: tuple[str, ...]) -> Figures:
         if raw:
             raw.append(bench.raw())
             found |= generation(alone, *raw)
-        if {"overlap", "trl"} & set(section.parts):
-            found |= throughput(bench.rows(1), section.prompts_per_step)
+        if "trl" in section.parts:
+            found |= throughput(bench.rows(0, in_turn=True), section.prompts_per_step)
         if "overlap" in section.parts:
             found |= overlap(alone, bench.rows(1))
     return found | ratios(found)
@@ -94,13 +96,13 @@ class Bench:
 
     def __init__(self, section: OnlineDpoBench, folder: str, url: str) -> None:
         self._section, self._folder, self._url = section, folder, url
-        self._rows: dict[int, list[dict[str, Any]]] = {}
+        self._rows: dict[tuple[int, bool], list[dict[str, Any]]] = {}
 
-    def settings(self, staleness: int, output: str = "unused") -> OnlineDpoConfig:
-        """The run's settings."""
+    def settings(self, staleness: int, *, in_turn: bool = False, output: str = "unused") -> OnlineDpoConfig:
+        """The run's settings; with `in_turn` engine and learner have all cores each, without half of them."""
         section = self._section
         gpus = 1.0 if section.gpu else 0.0
-        threads = None if section.gpu else max(1, _cores() // 2)
+        threads = None if section.gpu else _cores() if in_turn else max(1, _cores() // 2)
         # Room for the longest prompt and its reply, since this engine's own settings can't be given.
         longest = max(2048, _PROMPT_TOKENS + section.max_tokens)
         settings: dict[str, Any] = {
@@ -121,7 +123,12 @@ class Bench:
                 "num_gpus": gpus,
                 "engine": {"cpu_threads": threads, "max_model_len": longest},
             },
-            "learner": {"learning_rate": section.learning_rate, "num_gpus": gpus, "cpu_threads": threads},
+            "learner": {
+                "learning_rate": section.learning_rate,
+                "precision": section.precision,
+                "num_gpus": gpus,
+                "cpu_threads": threads,
+            },
             # TRL makes a pair of every prompt, however alike its replies are.
             "pairs": {"max_similarity": 1.0},
             "eval": {"prompts": 0},
@@ -145,14 +152,15 @@ class Bench:
         size, seed = config.prompts_per_step, config.seed
         return [batch(usable, step, size, seed) for step in range(1, config.steps + 1)]
 
-    def rows(self, staleness: int) -> list[dict[str, Any]]:
+    def rows(self, staleness: int, *, in_turn: bool = False) -> list[dict[str, Any]]:
         """Metrics of every step of the run."""
-        if staleness not in self._rows:
+        if (staleness, in_turn) not in self._rows:
             from wildreward_ray.stages import online_dpo
 
             with tempfile.TemporaryDirectory(dir=self._folder) as output:
-                self._rows[staleness] = online_dpo.run(self.settings(staleness, f"{output}/run")).steps
-        return self._rows[staleness]
+                settings = self.settings(staleness, in_turn=in_turn, output=f"{output}/run")
+                self._rows[staleness, in_turn] = online_dpo.run(settings).steps
+        return self._rows[staleness, in_turn]
 
     def raw(self) -> list[Sampled]:
         """Every step of the bare engine."""
@@ -176,7 +184,7 @@ class Bench:
             learning_rate=learner.learning_rate,
             beta=learner.beta,
             clip_norm=learner.clip_norm,
-            dtype=section.trl_dtype,
+            precision=section.precision,
             seed=section.seed,
             threads=_cores(),
         )

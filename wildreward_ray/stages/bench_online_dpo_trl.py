@@ -34,7 +34,7 @@ class TrlRun:
         reward_url: base URL of a reward service.
         max_tokens: longest reply.
         max_length: longest prompt and reply together, in tokens; TRL cuts longer ones on the left.
-        dtype: type of the policy. With bfloat16 TRL also computes in it.
+        precision: type of activations while TRL learns; weights and optimizer are float32.
         threads: of torch.
     """
 
@@ -47,7 +47,7 @@ class TrlRun:
     learning_rate: float
     beta: float
     clip_norm: float
-    dtype: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "bfloat16"]
     seed: int
     threads: int
 
@@ -100,7 +100,7 @@ def train(run: TrlRun) -> TrlResult:
 
     torch.set_num_threads(run.threads)
     path = resolve_model(run.policy, flag="--online-dpo.policy")
-    policy = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, run.dtype), use_safetensors=True)
+    policy = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     prompts = [{"prompt": [dict(m) for m in messages]} for batch in run.batches for messages in batch]
     clock = _clock()
     with tempfile.TemporaryDirectory() as folder, RewardClient(run.reward_url) as client:
@@ -152,7 +152,7 @@ def _settings(run: TrlRun, folder: str) -> Any:
         lr_scheduler_type="constant",
         weight_decay=0.0,
         max_grad_norm=run.clip_norm,
-        bf16=run.dtype == "bfloat16",
+        bf16=run.precision == "bfloat16",
         gradient_checkpointing=False,
         use_cpu=True,
         dataloader_pin_memory=False,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from wildreward_ray.core.config.bench import BenchConfig
 from wildreward_ray.core.config.demo import DemoConfig
+from wildreward_ray.core.config.evaluate import EvaluateConfig
 from wildreward_ray.core.config.experiment import ExperimentConfig
 from wildreward_ray.core.config.extract import ExtractConfig
 from wildreward_ray.core.config.inspect import InspectConfig
@@ -119,12 +123,71 @@ def experiment(config: ExperimentConfig) -> None:
     print(f"results: {result.output} (results.json, table.md, plot.png, runs/)")
 
 
+def evaluate(config: EvaluateConfig) -> None:
+    """`wildreward evaluate`."""
+    if config.compare is not None:
+        from wildreward_ray.stages.evaluate_compare import run as run_comparison
+
+        _print_differences(run_comparison(config))
+        print(f"comparison: {config.output} (results.json, report.html, table.md, table.tex)")
+        return
+    from wildreward_ray.stages.evaluate import run
+
+    result = run(config)
+    found = result.results
+    if not result.fresh:
+        print(f"{result.output} was already measured with these settings: nothing to do")
+    width = max(len(name) for name in found["metrics"])
+    for name, metric in found["metrics"].items():
+        print(f"{name:<{width}}  {_with_interval(metric)}")
+    if found["missing"]:
+        print(
+            f"missing: {', '.join(found['missing'])}: accuracy is over what is there, and is not the published number"
+        )
+    if found["limit"] is not None:
+        print(f"--limit {found['limit']}: a part of the benchmark, and not the published number")
+    print(f"results: {result.output} (results.json, report.html, table.md, table.tex, scores.parquet, plots/)")
+
+
+def _with_interval(metric: Mapping[str, float | None]) -> str:
+    value, low, high = metric["value"], metric["low"], metric["high"]
+    if value is None:
+        return "not defined"
+    return f"{value:.4f}" + ("" if low is None else f"  [{low:.4f}, {high:.4f}]")
+
+
+def _print_differences(comparison: Mapping[str, Any]) -> None:
+    base, *others = (results["name"] for results in comparison["results"])
+    for other, differences in zip(others, comparison["differences"], strict=True):
+        print(f"{other} against {base}")
+        width = max(len(name) for name in differences)
+        for name, found in differences.items():
+            if found["difference"] is not None:
+                ends = "" if found["low"] is None else f"  [{found['low']:+.4f}, {found['high']:+.4f}]"
+                p = "" if found["p"] is None else f"  p {found['p']:.4f}"
+                print(f"{name:<{width}}  {found['a']:.4f} -> {found['b']:.4f}  {found['difference']:+.4f}{ends}{p}")
+
+
 def bench(config: BenchConfig) -> None:
     """`wildreward bench`."""
     from wildreward_ray.stages.bench import run
 
-    rows = run(config)
-    width = max(len(name) for name in rows)
-    for name, value in rows.items():
-        shown = f"{value:,.3f}" if isinstance(value, float) else value
-        print(f"{name:<{width}}  {shown}")
+    found = run(config)
+    if config.stage == "all":
+        from wildreward_ray.stages.bench_all import check, table
+
+        print(table(found))
+        check(found)
+    elif config.stage == "compare":
+        from wildreward_ray.stages import bench_compare
+
+        print(bench_compare.text(found))
+        if config.strict:
+            bench_compare.check(found)
+    else:
+        # The settings are in the file: they would bury the figures.
+        rows = {name: value for name, value in found.items() if name != "config"}
+        width = max(len(name) for name in rows)
+        for name, value in rows.items():
+            shown = f"{value:,.3f}" if isinstance(value, float) else value
+            print(f"{name:<{width}}  {shown}")

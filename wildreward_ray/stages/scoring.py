@@ -107,7 +107,10 @@ class _VllmEngine:
     """A vLLM pooling engine: replies to one prompt share their prefix in its cache."""
 
     def __init__(self, section: ScorerSection, path: str, max_length: int) -> None:
-        engine = section.vllm.model_copy(update={"max_model_len": max_length, "dtype": section.dtype})
+        changed = {"max_model_len": max_length, "dtype": section.dtype}
+        if section.trust_remote_code:
+            changed["trust_remote_code"] = True
+        engine = section.vllm.model_copy(update=changed)
         self._llm = start_llm(path, engine, flag="--model", runner="pooling")
 
     def logits(self, inputs: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:

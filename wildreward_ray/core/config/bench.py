@@ -85,10 +85,10 @@ class OnlineDpoBench(Section):
     )
     policy: str = Field("demo:smollm2", description="policy: hub name, path, or demo:smollm2")
     steps: int = Field(8, ge=4, description="optimizer steps of every run; the first two and the last are not counted")
-    prompts_per_step: int = Field(8, ge=1, description="prompts sampled at each step; none comes twice")
+    prompts_per_step: int = Field(4, ge=1, description="prompts sampled at each step; none comes twice")
     prompt_chars: int = Field(400, ge=1, description="longest prompt, in characters; longer ones are passed over")
     samples: int = Field(2, ge=2, description="replies sampled for each prompt; TRL knows 2 only")
-    max_tokens: int = Field(64, ge=1, description="longest reply in tokens")
+    max_tokens: int = Field(48, ge=1, description="longest reply in tokens")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     learning_rate: float = Field(5e-7, gt=0, description="learning rate")
     seed: int = Field(0, description="seed of prompt order and sampling")
@@ -96,9 +96,8 @@ class OnlineDpoBench(Section):
         False,
         description="a GPU for the engine and another one for the learner; without, each has half of the cores",
     )
-    trl_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="type of TRL's policy: float32 as the learner's here, or bfloat16, weights and optimizer included",
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="type of activations of this learner and of TRL's; weights and optimizers stay float32"
     )
 
     @model_validator(mode="after")
@@ -112,17 +111,33 @@ class OnlineDpoBench(Section):
         return self
 
 
+OneStage = Literal["extract", "ingest", "judge", "online-dpo", "serve", "train"]
+TableStage = Literal["extract", "train", "serve", "online-dpo"]
+
+
 class BenchConfig(Section):
     """A stage's throughput against the engine's own, in one run."""
 
-    stage: Literal["extract", "ingest", "judge", "online-dpo", "serve", "train"] = Field(
+    stage: Literal[OneStage, "all", "compare"] = Field(
         "extract",
         description="extract: the judge's throughput in the pipeline over the bare engine's; ingest: everything but the judge; "
         "judge: how often hostile text moves its label, and how its modes agree; "
         "online-dpo: a step over its slowest part, sampling over the bare engine, prompts a second over TRL's trainer; "
         "serve: the reward service over its bare engine, over a plain server, its HTTP path, memory and routing; "
-        "train: tokens a second over a bare PyTorch loop's, padding, two workers, and what checkpoints cost",
+        "train: tokens a second over a bare PyTorch loop's, padding, two workers, and what checkpoints cost; "
+        "all: several of these, each in a process of its own, as one table of ratios; "
+        "compare: two files that --output wrote, the newer over the older",
     )
+    stages: Parts[TableStage] = Field(
+        get_args(TableStage),
+        min_length=1,
+        description="what `all` runs, as words or with commas: extract, train, serve, online-dpo; default: all four",
+    )
+    files: tuple[str, ...] | None = Field(None, description="what `compare` reads: the older file and the newer one")
+    tolerance: float = Field(
+        0.1, ge=0, lt=1, description="share of its old value that a figure may get worse by before `compare` marks it"
+    )
+    strict: bool = Field(False, description="fail if `compare` marks anything")
     input: tuple[str, ...] | None = Field(None, description="chat logs that are read; default: the shipped sample")
     format: Format = Field("auto", description="shape of the logs")
     limit: int | None = Field(500, ge=32, description="interactions measured; null: all")

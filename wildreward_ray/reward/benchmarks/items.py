@@ -122,6 +122,8 @@ class Benchmark:
             NaN where no unit of a group says anything. What it is given may lack groups: it then combines what is there.
         pairs: the pairs of an item that calibration and margins are measured on.
         pairs_are: what those pairs are, in a few words.
+        whole: for metrics that are no function of group means: (outcomes, how often each unit counts [R, U]) -> metrics [R],
+            `accuracy` first, NaN where undefined. Takes the place of `combine`.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Benchmark:
     combine: Callable[[Mapping[str, Floats], Mapping[str, int]], dict[str, Floats]]
     pairs: Callable[[Item], Sequence[Pair]]
     pairs_are: str
+    whole: Callable[[Outcomes, Floats], dict[str, Floats]] | None = None
 
 
 def text_field(row: Row, name: str) -> str:
