@@ -85,7 +85,7 @@ COMMANDS = {
         "wildreward_ray.stages.commands:evaluate",
     ),
     "bench": Command(
-        "throughput as a ratio to the ceiling: bench extract",
+        "throughput as a ratio to the ceiling: bench extract, bench all, bench compare",
         "wildreward_ray.core.config.bench:BenchConfig",
         "wildreward_ray.stages.commands:bench",
     ),

@@ -71,14 +71,14 @@ def test_the_table_has_every_ratio_with_both_of_its_figures() -> None:
     measurers = {"train": gives_train, "extract": gives_extract, "serve": is_refused, "online-dpo": lambda *_: {}}
     found = measure_all(config_of(), (), measurers, separately=here)
     head, *lines = lines_of(table(found))
-    assert head == ["bench", "what is compared", "measured", "against", "ratio", "seconds"]
+    assert head == ["bench", "what is compared", "measured", "against", "ratio", "aim", "seconds"]
     assert lines[0] == [
         "train",
         "training in the pipeline over a bare loop, tokens/s",
-        *("800.000", "1,000.000", "0.800", "0"),
+        *("800.000", "1,000.000", "0.800", ">= 0.9", "0"),
     ]
     assert [line[1:] for line in lines[1:3]] == [["1,000.000", "500.000", "2.000"], ["600.000", "800.000", "0.750"]]
-    assert lines[3][2:] == ["27.000", "30.000", "0.900", "0"]
+    assert lines[3][2:] == ["27.000", "30.000", "0.900", ">= 0.9", "0"]
     assert lines[4] == ["serve", "failed", "0"]
     assert lines[5] == ["online-dpo", "no ratio: the parts that were asked for give none", "0"]
     assert lines[6] == ["serve: too few texts; raise it (--limit)"]

@@ -50,7 +50,7 @@ def test_pair_scores_are_those_of_the_pairs_and_know_their_item() -> None:
 
 def test_the_margin_table_is_that_worked_out_by_hand() -> None:
     # In order at 2, 1 and 0.25; not at -0.5 and at the tie.
-    found = margin_table(pairs_of([2, 1, 0.25, -0.5, 0]), (0, 0.25, 0.5, 1, 3), resamples=200, seed=0)
+    found = margin_table(pairs_of([2, 1, 0.25, -0.5, 0]), thresholds=(0, 0.25, 0.5, 1, 3), resamples=200, seed=0)
     got = [(row["threshold"], row["pairs"], row["coverage"], row["accuracy"]) for row in found]
     assert got == [
         (0.0, 5, 1.0, 3 / 5),
@@ -85,7 +85,7 @@ def test_the_curve_ends_with_all_pairs_and_agrees_with_the_table() -> None:
     assert len(curve) == 100
     assert curve[-1] == {"coverage": 1.0, "accuracy": (gap > 0).mean(), "threshold": np.abs(gap).min()}
     assert [p["coverage"] for p in curve] == pytest.approx(np.arange(1, 101) / 100, abs=1 / 1234)
-    table = margin_table(pairs, [p["threshold"] for p in curve], resamples=1, seed=0)
+    table = margin_table(pairs, thresholds=[p["threshold"] for p in curve], resamples=1, seed=0)
     assert [(r["coverage"], r["accuracy"]) for r in table] == [(p["coverage"], p["accuracy"]) for p in curve]
 
 

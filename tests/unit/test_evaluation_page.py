@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import pytest
 
 from wildreward_ray.report.evaluation_compare import changes, compare_page, distinct, holm
-from wildreward_ray.report.evaluation_page import MAX_TEXT, SHOWN_ERRORS, evaluation_page
+from wildreward_ray.report.evaluation_errors import MAX_TEXT, SHOWN_ERRORS
+from wildreward_ray.report.evaluation_page import evaluation_page
 from wildreward_ray.report.evaluation_plots import write_plots
 
 SVG = "{http://www.w3.org/2000/svg}"

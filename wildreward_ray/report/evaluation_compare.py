@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from wildreward_ray.report.dpo_outcome import signed
+from wildreward_ray.report.evaluation_blocks import RM_BENCH, absent, alone
+from wildreward_ray.report.evaluation_errors import error_card
 from wildreward_ray.report.evaluation_figures import (
     PAPER_MARGINS,
     PAPER_NAME,
@@ -18,7 +20,8 @@ from wildreward_ray.report.evaluation_figures import (
     margin_points,
     reliability,
 )
-from wildreward_ray.report.evaluation_page import RM_BENCH, absent, alone, error_card, flat, incomplete_box, style
+from wildreward_ray.report.evaluation_making import flat
+from wildreward_ray.report.evaluation_page import incomplete_box, style
 from wildreward_ray.report.evaluation_tables import (
     ACCURACY,
     UNDEFINED,

@@ -71,6 +71,8 @@ def _inputs(config: BenchConfig) -> Iterator[tuple[str, ...]]:
 def _measure(config: BenchConfig, inputs: tuple[str, ...]) -> dict[str, Any]:
     if config.stage == "extract":
         from wildreward_ray.stages.bench_extract import measure
+    elif config.stage == "evaluate":
+        from wildreward_ray.stages.bench_evaluate import measure
     elif config.stage == "ingest":
         from wildreward_ray.stages.bench_ingest import measure
     elif config.stage == "online-dpo":

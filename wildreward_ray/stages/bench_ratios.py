@@ -34,7 +34,13 @@ class Ratio:
 
 RATIOS: dict[str, tuple[Ratio, ...]] = {
     "extract": (
-        Ratio("ratio", "pipeline_per_s", "ceiling_per_s", "judge in the pipeline over the bare engine, interactions/s"),
+        Ratio(
+            "ratio",
+            "pipeline_per_s",
+            "ceiling_per_s",
+            "judge in the pipeline over the bare engine, interactions/s",
+            aim=0.9,
+        ),
     ),
     "train": (
         Ratio(
@@ -42,6 +48,7 @@ RATIOS: dict[str, tuple[Ratio, ...]] = {
             "pipeline_tokens_per_s",
             "bare_tokens_per_s",
             "training in the pipeline over a bare loop, tokens/s",
+            aim=0.9,
         ),
         Ratio(
             "gain_over_padding_to_maximum",
@@ -57,8 +64,10 @@ RATIOS: dict[str, tuple[Ratio, ...]] = {
         ),
     ),
     "serve": (
-        Ratio("service_over_offline", "service_per_s", "offline_per_s", "service over its bare engine, items/s"),
-        Ratio("service_over_plain", "service_per_s", "plain_per_s", "service over a plain server, items/s"),
+        Ratio(
+            "service_over_offline", "service_per_s", "offline_per_s", "service over its bare engine, items/s", aim=0.85
+        ),
+        Ratio("service_over_plain", "service_per_s", "plain_per_s", "service over a plain server, items/s", aim=5.0),
         Ratio(
             "http_over_plain",
             "http_per_s",
@@ -78,6 +87,7 @@ RATIOS: dict[str, tuple[Ratio, ...]] = {
             "step_s_staleness_1",
             "{slowest_part}_alone_s",
             "step with overlap over its slowest part alone, seconds (less is better)",
+            aim=1.25,
             less_is_better=True,
         ),
         Ratio(
@@ -85,8 +95,20 @@ RATIOS: dict[str, tuple[Ratio, ...]] = {
             "rollout_tokens_per_s",
             "raw_tokens_per_s",
             "sampling in the run over the bare engine, tokens/s",
+            aim=0.9,
         ),
-        Ratio("prompts_over_trl", "prompts_per_s", "trl_prompts_per_s", "the run over TRL's trainer, prompts/s"),
+        Ratio(
+            "prompts_over_trl", "prompts_per_s", "trl_prompts_per_s", "the run over TRL's trainer, prompts/s", aim=1.5
+        ),
+    ),
+    "evaluate": (
+        Ratio(
+            "ratio",
+            "pipeline_per_s",
+            "bare_per_s",
+            "scoring a benchmark in the pipeline over the bare engine, responses/s",
+            aim=0.9,
+        ),
     ),
 }
 

@@ -135,7 +135,7 @@ def ratios(found: Figures, known: dict[str, list[float]]) -> Figures:
 
 def _offline(bench: Bench, known: dict[str, list[float]]) -> Figures:
     texts = bench.texts
-    seconds, known["offline"] = apart(_bare_engine, _settings(bench), texts.warm_up_inputs, texts.inputs)
+    seconds, known["offline"] = apart(bare_engine, _settings(bench), texts.warm_up_inputs, texts.inputs)
     rate = round(len(texts.inputs) / seconds, 2)
     return {"offline_per_s": rate, "offline_before_per_s": rate}
 
@@ -143,15 +143,15 @@ def _offline(bench: Bench, known: dict[str, list[float]]) -> Figures:
 def _offline_again(bench: Bench, before: float) -> Figures:
     """The ceiling once more: a machine that got slower or faster meanwhile shows in the difference, not in the ratio."""
     texts = bench.texts
-    seconds, _ = apart(_bare_engine, _settings(bench), texts.warm_up_inputs, texts.inputs)
+    seconds, _ = apart(bare_engine, _settings(bench), texts.warm_up_inputs, texts.inputs)
     after = len(texts.inputs) / seconds
     return {"offline_per_s": round(2 / (1 / before + 1 / after), 2), "offline_after_per_s": round(after, 2)}
 
 
-def _bare_engine(
-    settings: ServeConfig, warm_up: Sequence[Sequence[int]], inputs: Sequence[Sequence[int]]
+def bare_engine(
+    settings: ScorerSection, warm_up: Sequence[Sequence[int]], inputs: Sequence[Sequence[int]]
 ) -> tuple[float, list[float]]:
-    """Seconds that the engine takes for all inputs at once, and their scores."""
+    """Seconds that the engine takes for all inputs at once, and their scores. Call it in a fresh process."""
     from wildreward_ray.stages.scoring import load_scorer
 
     scorer = load_scorer(settings)

@@ -6,6 +6,7 @@ Nothing is measured before every response has its score.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 from wildreward_ray.cluster.artifact import Artifact, is_done, open_artifact, read_manifest, without
 from wildreward_ray.cluster.session import ray_errors
-from wildreward_ray.cluster.storage import locate
+from wildreward_ray.cluster.storage import first_line, locate
 from wildreward_ray.core.config.evaluate import EvaluateConfig
 from wildreward_ray.core.errors import StorageError
 from wildreward_ray.core.manifest import FunnelStep, Manifest
@@ -55,6 +56,7 @@ OPERATIONAL = frozenset(
     }
 )
 _PARTS = "parts"
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
 def _source(config: EvaluateConfig) -> dict[str, Any]:
     """Where the scores come from, asked or read before anything is loaded."""
     if config.scores is not None:
-        return {"kind": "scores", "given": config.scores}
+        return {"kind": "scores", "given": config.scores, "version": _version_of(config.scores)}
     if config.model:
         from wildreward_ray.stages.evaluate_models import check_model
 
@@ -133,6 +135,18 @@ def _source(config: EvaluateConfig) -> dict[str, Any]:
     health = check_service(config)
     told = {} if health is None else {"served": health.model, "version": health.version}
     return {"kind": "service", "given": str(config.reward_url), "protocol": config.reward.protocol, **told}
+
+
+def _version_of(scores: str) -> str:
+    """12 hex digits over a file of scores."""
+    digest = hashlib.blake2b(digest_size=6)
+    try:
+        with locate(scores, flag="--scores").open_input() as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                digest.update(piece)
+    except OSError as e:
+        raise StorageError(f"can't read {scores!r}: {first_line(e)}", flag="--scores") from e
+    return digest.hexdigest()
 
 
 def _jobs(config: EvaluateConfig, items: Sequence[Item]) -> tuple[list[Job], dict[str, dict[str, str]]]:
@@ -208,9 +222,9 @@ def _made_before(config: EvaluateConfig, state: Mapping[str, Any]) -> EvaluateRe
     before = read_manifest(config.output, kind=KIND, flag="--output").get("state", {})
     changed = [name for name in ("jobs", "version") if before.get(name) != state[name]]
     if changed:
-        what = " and ".join({"jobs": "prompts", "version": "model"}[name] for name in changed)
+        what = " and ".join({"jobs": "prompts", "version": "model or scores"}[name] for name in changed)
         raise StorageError(
-            f"{locate(config.output).uri!r} was measured with the same settings, but its {what} have changed since",
+            f"{locate(config.output).uri!r} was measured with the same settings, but other {what} stand there now",
             flag="--overwrite",
             hint="give another --output, or replace it with",
         )

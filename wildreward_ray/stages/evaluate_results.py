@@ -51,9 +51,9 @@ def measured(
         speed: how fast they were computed; None where they were given.
     """
     benchmark, items, scores = found.benchmark, found.reading.items, found.scores
-    draws = {"resamples": config.bootstrap, "seed": config.seed}
+    resamples, seed = config.bootstrap, config.seed
     outcomes = benchmark.outcomes(items, scores)
-    metrics = measure(benchmark, outcomes, **draws)
+    metrics = measure(benchmark, outcomes, resamples=resamples, seed=seed)
     complete = not found.reading.missing and config.limit is None
     accuracy = metrics["accuracy"].value
     pairs = pair_scores(benchmark, items, scores)
@@ -73,13 +73,15 @@ def measured(
         "accuracy": accuracy,
         "overall": accuracy if complete else None,
         "metrics": {name: asdict(estimate) for name, estimate in metrics.items()},
-        "pairs": pair_summary(benchmark, pairs, **draws),
-        "margins": {"table": margin_table(pairs, **draws), "curve": margin_curve(pairs)},
-        "calibration": pair_calibration(pairs, splits=config.splits, seed=config.seed),
-        "consistency": consistency(items, scores, **draws),
+        "pairs": pair_summary(benchmark, pairs, resamples=resamples, seed=seed),
+        "margins": {"table": margin_table(pairs, resamples=resamples, seed=seed), "curve": margin_curve(pairs)},
+        "calibration": pair_calibration(pairs, splits=config.splits, seed=seed),
+        "consistency": consistency(items, scores, resamples=resamples, seed=seed),
         "bias": {
-            "observed": observed(items, scores, is_refusal, **draws),
-            "probes": None if found.varied is None else probe_effects(items, scores, found.varied, is_refusal, **draws),
+            "observed": observed(items, scores, is_refusal, resamples=resamples, seed=seed),
+            "probes": None
+            if found.varied is None
+            else probe_effects(items, scores, found.varied, is_refusal, resamples=resamples, seed=seed),
         },
         "distributions": distributions(items, scores),
         "styles": style_matrices(items, scores) if benchmark is RM_BENCH else None,

@@ -79,34 +79,38 @@ def score_with_model(config: EvaluateConfig, chunks: Sequence[Chunk], parts: Par
         ResourceError: the cluster can't hold the actors.
         WildRewardError: a response has no score. The parts of chunks without such a response are written.
     """
-    import ray.data
-
     start_ray()
     request = ActorRequest("scoring", config.replicas, config.num_cpus, config.num_gpus, "--num-cpus")
     check_resources([request], task_cpus=2 * _TASK_CPUS)
     began = time.monotonic()
-    jobs = sum(len(chunk.jobs) for chunk in chunks)
-    rows = [{"name": chunk.name, "jobs": _packed(chunk)} for chunk in chunks]
     with Progress("evaluate", "responses", sum(chunk.responses for chunk in chunks)) as progress:
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        encoded = dataset.map_batches(
-            encode_chunks, fn_args=(config,), batch_size=1, batch_format="pyarrow", num_cpus=_TASK_CPUS
-        )
-        scored = encoded.map_batches(
-            EvaluateActor,
-            fn_constructor_args=(config, progress.counter),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=config.replicas),
-            num_cpus=config.num_cpus,
-            num_gpus=config.num_gpus or None,
-        )
-        written = scored.map_batches(
-            write_scores, fn_args=(parts,), batch_size=1, batch_format="pyarrow", num_cpus=_TASK_CPUS
-        )
-        failed = {row["job"]: row["why"] for row in written.iter_rows()}
-    Failures(failed).check(jobs)
+        score_chunks(config, chunks, parts, progress.counter)
     return time.monotonic() - began
+
+
+def score_chunks(config: EvaluateConfig, chunks: Sequence[Chunk], parts: Parts, counter: Any) -> None:
+    """`score_with_model` on a Ray that runs, with any counter of responses. Raises like it."""
+    import ray.data
+
+    rows = [{"name": chunk.name, "jobs": _packed(chunk)} for chunk in chunks]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    encoded = dataset.map_batches(
+        encode_chunks, fn_args=(config,), batch_size=1, batch_format="pyarrow", num_cpus=_TASK_CPUS
+    )
+    scored = encoded.map_batches(
+        EvaluateActor,
+        fn_constructor_args=(config, counter),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=config.replicas),
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus or None,
+    )
+    written = scored.map_batches(
+        write_scores, fn_args=(parts,), batch_size=1, batch_format="pyarrow", num_cpus=_TASK_CPUS
+    )
+    failed = {row["job"]: row["why"] for row in written.iter_rows()}
+    Failures(failed).check(sum(len(chunk.jobs) for chunk in chunks))
 
 
 def encode_chunks(table: pa.Table, config: EvaluateConfig) -> pa.Table:

@@ -111,8 +111,8 @@ class OnlineDpoBench(Section):
         return self
 
 
-OneStage = Literal["extract", "ingest", "judge", "online-dpo", "serve", "train"]
-TableStage = Literal["extract", "train", "serve", "online-dpo"]
+OneStage = Literal["evaluate", "extract", "ingest", "judge", "online-dpo", "serve", "train"]
+TableStage = Literal["extract", "train", "serve", "online-dpo", "evaluate"]
 
 
 class BenchConfig(Section):
@@ -120,7 +120,8 @@ class BenchConfig(Section):
 
     stage: Literal[OneStage, "all", "compare"] = Field(
         "extract",
-        description="extract: the judge's throughput in the pipeline over the bare engine's; ingest: everything but the judge; "
+        description="evaluate: scoring a benchmark over the bare engine; "
+        "extract: the judge's throughput in the pipeline over the bare engine's; ingest: everything but the judge; "
         "judge: how often hostile text moves its label, and how its modes agree; "
         "online-dpo: a step over its slowest part, sampling over the bare engine, prompts a second over TRL's trainer; "
         "serve: the reward service over its bare engine, over a plain server, its HTTP path, memory and routing; "
@@ -129,9 +130,9 @@ class BenchConfig(Section):
         "compare: two files that --output wrote, the newer over the older",
     )
     stages: Parts[TableStage] = Field(
-        get_args(TableStage),
+        ("extract", "train", "serve", "online-dpo"),
         min_length=1,
-        description="what `all` runs, as words or with commas: extract, train, serve, online-dpo; default: all four",
+        description="what `all` runs, as words or with commas: extract, train, serve, online-dpo, evaluate; default: the first four",
     )
     files: tuple[str, ...] | None = Field(None, description="what `compare` reads: the older file and the newer one")
     tolerance: float = Field(
