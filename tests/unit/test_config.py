@@ -24,7 +24,10 @@ from wildreward_ray.core.errors import UserError
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "wildreward_ray"
 # What makes a configuration valid where its fields alone don't tell.
-ALSO_NEEDED: dict[str, dict[str, Any]] = {"online_dpo": {"reward_url": "http://127.0.0.1:8000"}}
+ALSO_NEEDED: dict[str, dict[str, Any]] = {
+    "online_dpo": {"reward_url": "http://127.0.0.1:8000"},
+    "evaluate": {"scores": "scores.jsonl", "benchmark": "pairs"},
+}
 
 
 def sections() -> list[type[Section]]:

@@ -31,8 +31,8 @@ def data(tmp_path: Path) -> str:
             "id": f"p{number}",
             "subset": "first" if number < PAIRS // 2 else "second",
             "prompt": f"What comes after {number}?",
-            "chosen": f"{number + 1}." + " Indeed." * number,
-            "rejected": f"{number - 1}, I think.",
+            "chosen": f"The number after it is {number + 1}." + " That is so." * number,
+            "rejected": f"I think that it is {number - 1}, or so.",
         }
         for number in range(PAIRS)
     ]

@@ -84,11 +84,11 @@ class OnlineDpoBench(Section):
         "over the bare engine), trl (prompts a second over TRL's trainer); default: all",
     )
     policy: str = Field("demo:smollm2", description="policy: hub name, path, or demo:smollm2")
-    steps: int = Field(8, ge=4, description="optimizer steps of every run; the first two and the last are not counted")
+    steps: int = Field(6, ge=4, description="optimizer steps of every run; the first two and the last are not counted")
     prompts_per_step: int = Field(4, ge=1, description="prompts sampled at each step; none comes twice")
     prompt_chars: int = Field(400, ge=1, description="longest prompt, in characters; longer ones are passed over")
     samples: int = Field(2, ge=2, description="replies sampled for each prompt; TRL knows 2 only")
-    max_tokens: int = Field(48, ge=1, description="longest reply in tokens")
+    max_tokens: int = Field(128, ge=1, description="longest reply in tokens")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     learning_rate: float = Field(5e-7, gt=0, description="learning rate")
     seed: int = Field(0, description="seed of prompt order and sampling")
