@@ -225,7 +225,7 @@ def test_ratios_of_online_dpo_are_those_of_its_bench(slow: str, seconds: float) 
     found = {
         **figures.overlap(steps(**{slow: seconds}), steps(step=6.0)),
         **figures.generation(steps(), raw, raw),
-        **figures.throughput(steps(step=2.0), 8),
+        **figures.throughput({"in_turn": steps(step=2.0)}, 8),
         **figures.trl_figures(TrlResult("1.0", [8.0] * 4), 8),
     }
     expected = {

@@ -134,7 +134,7 @@ def test_a_counted_step_without_a_pair_is_an_error() -> None:
     with pytest.raises(WildRewardError, match="step 4 made no pair"):
         overlap(rows(), found)
     with pytest.raises(WildRewardError, match="step 4 made no pair"):
-        throughput(found, 8)
+        throughput({"overlapped": found}, 8)
 
 
 def test_rates_are_tokens_over_seconds_of_all_steps_together() -> None:
@@ -152,10 +152,11 @@ def test_rates_are_tokens_over_seconds_of_all_steps_together() -> None:
 
 
 def test_prompts_a_second_are_those_of_the_same_steps_on_both_sides() -> None:
-    mine = throughput(rows(step=4.0), 8)
+    mine = throughput({"in_turn": rows(step=4.0, learn=3.0), "overlapped": rows(step=5.0)}, 8)
     theirs = trl_figures(TrlResult("1.0", [NOT_COUNTED, NOT_COUNTED, 7.0, 8.0, 9.0, NOT_COUNTED]), 8)
     assert (mine["prompts_per_s"], theirs["trl_prompts_per_s"]) == (2.0, 1.0)
-    assert mine["pairs_per_step"] == 7
+    assert (mine["fastest"], mine["prompts_per_s_overlapped"]) == ("in_turn", 1.6)
+    assert (mine["learn_s_in_turn"], mine["pairs_per_step_in_turn"]) == (3.0, 7)
     assert ratios(mine | theirs) == {"prompts_over_trl": 2.0}
     assert ratios(mine) == {}
 
@@ -215,7 +216,7 @@ def test_engine_and_learner_get_half_of_the_cores_each_and_stop_for_nothing(monk
 
 @pytest.mark.parametrize(
     ("part", "expected"),
-    [("overlap", [0, 1]), ("generation", ["raw", 0, "raw"]), ("trl", ["trl", "in turn"])],
+    [("overlap", [0, 1]), ("generation", ["raw", 0, "raw"]), ("trl", ["trl", "in turn", 1])],
 )
 def test_only_what_a_part_needs_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, expected: list[Any]

@@ -4,8 +4,8 @@ Overlap: the run with staleness 0, where each part works alone, against the run 
 the last samples are learnt from. Where there is no GPU, engine and learner get half of the cores each: two that overlap need
 cores of their own. Generation: the rollouts of the run with staleness 0 against `LLM.generate` on the same batches, with the
 same random numbers and the same threads, in a process of its own; it runs before and after, since a shared machine drifts.
-TRL: the same prompts in the same batches, with all cores, against a run with staleness 0 whose parts take turns with all cores
-too: both learn from samples of the policy as it is. All get their rewards from one server, which has no model.
+TRL: the same prompts in the same batches, with all cores, against the faster one of two runs: that with staleness 1, and one with
+staleness 0 whose parts take turns with all cores. All get their rewards from one server, which has no model.
 The figures leave out steps that warm up: `bench_online_dpo_figures`.
 """
 
@@ -80,7 +80,8 @@ def measure(config: BenchConfig, inputs: tuple[str, ...]) -> Figures:
             raw.append(bench.raw())
             found |= generation(alone, *raw)
         if "trl" in section.parts:
-            found |= throughput(bench.rows(0, in_turn=True), section.prompts_per_step)
+            ways = {"in_turn": bench.rows(0, in_turn=True), "overlapped": bench.rows(1)}
+            found |= throughput(ways, section.prompts_per_step)
         if "overlap" in section.parts:
             found |= overlap(alone, bench.rows(1))
     return found | ratios(found)

@@ -7,7 +7,7 @@ what it learns.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -77,20 +77,24 @@ def generation(rows: Sequence[dict[str, Any]], before: Sequence[Sampled], after:
     }
 
 
-def throughput(rows: Sequence[dict[str, Any]], size: int) -> Figures:
-    """Prompts a second of a run, and the pairs that a step learnt from.
+def throughput(ways: Mapping[str, Sequence[dict[str, Any]]], size: int) -> Figures:
+    """Prompts a second of the fastest run, and what each took.
 
     Args:
+        ways: metrics of every step of each run, by its name.
         size: prompts a step.
 
     Raises:
         WildRewardError: see `check_learnt`.
     """
-    check_learnt(rows)
-    return {
-        "prompts_per_s": round(size / _mean(rows, "seconds", "step"), 4),
-        "pairs_per_step": round(statistics.fmean(row["pairs"] for row in counted(rows)), 2),
-    }
+    found: Figures = {}
+    for name, rows in ways.items():
+        check_learnt(rows)
+        found[f"prompts_per_s_{name}"] = round(size / _mean(rows, "seconds", "step"), 4)
+        found |= {f"{part}_s_{name}": round(_mean(rows, "seconds", part), 3) for part in ("rollout", "learn", "sync")}
+        found[f"pairs_per_step_{name}"] = round(statistics.fmean(row["pairs"] for row in counted(rows)), 2)
+    fastest = max(ways, key=lambda name: float(found[f"prompts_per_s_{name}"]))
+    return {**found, "fastest": fastest, "prompts_per_s": found[f"prompts_per_s_{fastest}"]}
 
 
 def trl_figures(result: TrlResult, size: int) -> Figures:
