@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 from ray.util.placement_group import _validate_bundles
 
 from wildreward_ray.cluster import placement as module
-from wildreward_ray.cluster.placement import Growth, actor_options, impossible, plan, read_growth, reserve, shortage
+from wildreward_ray.cluster.growth import Growth
+from wildreward_ray.cluster.placement import actor_options, impossible, plan, reserve, shortage
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
 from wildreward_ray.core.errors import ResourceError, UserError
 
@@ -130,37 +129,6 @@ def test_waiting_in_vain_says_what_is_there_what_is_free_and_what_to_change() ->
     assert "autoscaler" not in str(whole)
 
 
-def test_what_ray_tells_of_growth_is_read() -> None:
-    total = {"CPU": 4.0, "GPU": 0.0}
-    grows = ClusterConfig(
-        node_group_configs=[
-            NodeGroupConfig(resources={"CPU": 4}, min_count=1, max_count=1),
-            NodeGroupConfig(resources={"CPU": 8, "GPU": 2}, max_count=3),
-        ]
-    )
-    assert read_growth(grows, None, False, total) == Growth(True, {"GPU": 6, "CPU": 28})
-    grows.max_resources["GPU"] = 4
-    assert read_growth(grows, None, False, total) == Growth(True, {"GPU": 4, "CPU": 28})
-    endless = ClusterConfig(node_group_configs=[NodeGroupConfig(resources={"CPU": 4}, max_count=-1)])
-    assert read_growth(endless, None, False, total) == Growth(True, {"GPU": 0, "CPU": math.inf})
-    fixed = ClusterConfig(node_group_configs=[NodeGroupConfig(resources={"CPU": 4}, min_count=2, max_count=2)])
-    assert read_growth(fixed, None, False, total) == Growth(False, total)
-
-
-def status(**active: int) -> bytes:
-    return json.dumps({"autoscaler_report": {"active_nodes": active}}).encode()
-
-
-def test_a_monitor_without_an_autoscaler_is_told_from_one_with() -> None:
-    total = {"CPU": 4.0}
-    assert read_growth(None, status(node_ab12=1, node_cd34=1), False, total) == Growth(False, total)
-    assert read_growth(None, status(**{"ray.head.default": 1, "worker": 2}), False, total) == Growth(True, None)
-    assert read_growth(None, None, True, total) == Growth(False, total)
-    # Nothing is known: a run that waits is better than one that is refused without cause.
-    for unknown in (None, b"{}", status()):
-        assert read_growth(None, unknown, False, total) == Growth(None, None)
-
-
 class Group:
     """A placement group that is never ready, or at once."""
 
@@ -190,7 +158,7 @@ def test_the_reservation_ends_with_the_run_and_when_it_was_not_met(
         nodes=lambda: [{"Alive": True, "Resources": have}, {"Alive": False, "Resources": {}}],
     )
     monkeypatch.setattr(module, "ray", ray)
-    monkeypatch.setattr(module, "_reported", lambda: (None, None, True))
+    monkeypatch.setattr(module, "current_growth", lambda total: Growth(False, total))
     monkeypatch.setattr(module, "placement_group", reserved)
     monkeypatch.setattr(module, "remove_placement_group", removed.append)
     placed = plan(config())
@@ -213,7 +181,7 @@ def test_what_can_never_be_held_is_not_waited_for(monkeypatch: pytest.MonkeyPatc
     have = {"CPU": 1.0}
     ray = SimpleNamespace(cluster_resources=lambda: have, nodes=lambda: [{"Alive": True, "Resources": have}])
     monkeypatch.setattr(module, "ray", ray)
-    monkeypatch.setattr(module, "_reported", lambda: (None, None, True))
+    monkeypatch.setattr(module, "current_growth", lambda total: Growth(False, total))
     monkeypatch.setattr(module, "placement_group", lambda *_, **__: pytest.fail("it must not be asked for"))
     with (
         pytest.raises(ResourceError, match="the cluster has 1 CPUs"),

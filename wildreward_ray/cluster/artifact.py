@@ -17,6 +17,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
+from wildreward_ray.cluster.run_log import run_id, running
 from wildreward_ray.cluster.storage import Location, first_line, locate, move, remove
 from wildreward_ray.core.errors import StorageError
 from wildreward_ray.core.manifest import MANIFEST, Manifest
@@ -51,6 +52,7 @@ class Artifact:
             move(self.work.child(part), target)
         for name in sorted(self.replaced - {part.split("/")[0] for part in parts}):
             remove(self.output.child(name))
+        manifest.run = run_id()
         self.output.child(MANIFEST).write_bytes(manifest.checked_json().encode())
         remove(self.work)
 
@@ -103,7 +105,8 @@ def open_artifact(
     except OSError as e:
         raise StorageError(f"can't write {output!r}: {first_line(e)}", flag=flag) from e
     try:
-        yield artifact
+        with running(place.uri, resumed=artifact.resumed):
+            yield artifact
     except OSError as e:
         space = storage_error_of(e, output, flag)
         if space is None:

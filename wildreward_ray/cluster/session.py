@@ -8,15 +8,18 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, UserCodeException
 
 from wildreward_ray.cluster.artifact import storage_error_of
+from wildreward_ray.cluster.growth import current_growth, live_nodes
+from wildreward_ray.cluster.preflight import ActorRequest, missing
 from wildreward_ray.core import errors
-from wildreward_ray.core.errors import ResourceError, UserError, WildRewardError
+from wildreward_ray.core.errors import UserError, WildRewardError
+
+__all__ = ["ActorRequest", "check_resources", "ray_errors", "start_ray"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,24 +32,6 @@ _QUIET = {
     "ray.data._internal.progress": logging.ERROR,
     "ray.serve": logging.WARNING,
 }
-
-
-@dataclass(frozen=True)
-class ActorRequest:
-    """What one kind of actor holds.
-
-    Attributes:
-        name: for messages.
-        count: how many at the least.
-        cpus, gpus: of each.
-        flag: the flag that changes it.
-    """
-
-    name: str
-    count: int
-    cpus: float
-    gpus: float
-    flag: str
 
 
 def start_ray(*, join: bool = False) -> None:
@@ -86,27 +71,18 @@ def start_ray(*, join: bool = False) -> None:
 
 
 def check_resources(requests: Sequence[ActorRequest], *, task_cpus: float = 1.0) -> None:
-    """Raise unless all actors fit on the cluster together with one task beside them.
+    """Raise unless all actors fit together, with one task beside them, on what the cluster has or can grow to.
 
     Args:
         task_cpus: what the largest plain task of the graph needs.
 
     Raises:
-        ResourceError: names the sum, what there is, and the flag of the largest request.
+        ResourceError: see `preflight.missing`; names what is asked, what there is and can be, and the flag.
     """
     have: Mapping[str, float] = ray.cluster_resources()
-    for kind, extra in (("CPU", task_cpus), ("GPU", 0.0)):
-        amounts = [(r, r.count * (r.cpus if kind == "CPU" else r.gpus)) for r in requests]
-        needed = sum(amount for _, amount in amounts) + extra
-        if needed > have.get(kind, 0.0) + 1e-9:
-            largest = max(amounts, key=lambda a: a[1])[0]
-            parts = " + ".join(f"{amount:g} {r.name}" for r, amount in amounts if amount)
-            tasks = f" + {extra:g} tasks" if extra else ""
-            raise ResourceError(
-                f"the graph needs {needed:g} {kind}s ({parts}{tasks}) and the cluster has {have.get(kind, 0.0):g}",
-                flag=largest.flag,
-                hint="lower",
-            )
+    error = missing(requests, have, current_growth(have), live_nodes(), task_cpus)
+    if error is not None:
+        raise error
 
 
 @contextmanager

@@ -47,6 +47,7 @@ class Manifest(BaseModel):
     versions: dict[str, str] = Field(default_factory=lambda: versions())
     funnel: list[FunnelStep] = Field(default_factory=list)
     seconds: float
+    run: str = Field(default="", description="name of the run that made it, as its log lines and metrics have it")
 
     def checked_json(self) -> str:
         """JSON text, after every step of the funnel has been found to add up."""

@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from typing import Any
 
+from wildreward_ray.cluster.run_log import say
 from wildreward_ray.core.config.bench import BenchConfig
 from wildreward_ray.core.errors import WildRewardError
 from wildreward_ray.core.manifest import versions
@@ -51,7 +52,7 @@ def measure_all(
     created = datetime.now(UTC).isoformat(timespec="seconds")
     benches: dict[str, Figures] = {}
     for number, (stage, measure) in enumerate(measurers.items(), start=1):
-        print(f"[bench {stage}] {number} of {len(measurers)}", file=sys.stderr, flush=True)
+        say(f"bench {stage}", f"{number} of {len(measurers)}", done=number - 1, total=len(measurers))
         began = time.monotonic()
         try:
             own = config.model_copy(update={"stage": stage})

@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from wildreward_ray.cluster.schema import SECOND
 from wildreward_ray.cluster.storage import Location
+from wildreward_ray.cluster.telemetry import Telemetry, telemetry_of
 from wildreward_ray.core.config.extract import CascadeSection, ExtractConfig
 from wildreward_ray.feedback.prior import Prior, PriorSum, entropy
 from wildreward_ray.feedback.split import assign
 from wildreward_ray.stages.chunks import each_part, groups_of, list_parts, part_file
 from wildreward_ray.stages.judged import Priors, scan
 from wildreward_ray.stages.judges import start_judge
-from wildreward_ray.stages.label import actor_pool, turn_fields
+from wildreward_ray.stages.label import actor_pool, count_failures, turn_fields
 
 if TYPE_CHECKING:
     import ray.data
@@ -35,12 +36,19 @@ class SecondJudgeActor:
         prior: the first judge's, which its entropy is computed with.
         judged, target: where judged parts stand, and where the second verdicts go.
         counter: a progress counter, or None.
+        telemetry: of the extraction.
     """
 
     def __init__(
-        self, config: ExtractConfig, prior: Prior, judged: Location, target: Location, counter: Any | None
+        self,
+        config: ExtractConfig,
+        prior: Prior,
+        judged: Location,
+        target: Location,
+        counter: Any | None,
+        telemetry: Telemetry,
     ) -> None:
-        self._config, self._prior, self._counter = config, prior, counter
+        self._config, self._prior, self._counter, self._telemetry = config, prior, counter, telemetry
         self._from, self._to = judged, target
         self._judge = start_judge(config.cascade.judge, flag="--cascade.judge")
 
@@ -68,9 +76,12 @@ class SecondJudgeActor:
                     group = row["language_group"]
                     chosen.append({"row": r, "turn": turn, "audit": reason == "audit", "language_group": group})
                     fields.append(texts[turn])
-        for out, verdict in zip(chosen, self._judge.verdicts("feedback", fields) if fields else [], strict=True):
+        verdicts = self._judge.verdicts("feedback", fields) if fields else []
+        for out, verdict in zip(chosen, verdicts, strict=True):
             out |= {"logprobs": verdict.logprobs, "failure": verdict.failure}
         used = {name: value - before[name] for name, value in asdict(self._judge.usage).items()}
+        failed = count_failures(verdicts)
+        self._telemetry.judged({"judged": len(verdicts) - sum(failed.values()), **failed, **used}, judge="second")
         if self._counter is not None:
             self._counter.add.remote(len(chosen))
         return [*chosen, {"counts": json.dumps(used)}]
@@ -95,7 +106,7 @@ def second_pass(config: ExtractConfig, prior: Prior, judged: Location, target: L
     parts: ray.data.Dataset = ray.data.from_items(groups, override_num_blocks=len(groups))
     asked = parts.map_batches(
         SecondJudgeActor,
-        fn_constructor_args=(config, prior, judged, target, counter),
+        fn_constructor_args=(config, prior, judged, target, counter, telemetry_of("extract")),
         batch_size=1,
         **actor_pool(config.cascade.judge),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from wildreward_ray.core.config.inspect import InspectConfig
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
 from wildreward_ray.core.config.run_all import RunAllConfig
 from wildreward_ray.core.config.serve import ScoreConfig, ServeConfig, UpdateModelConfig
+from wildreward_ray.core.config.submit import StatusConfig, SubmitConfig
 from wildreward_ray.core.config.train import TrainConfig
 
 
@@ -191,3 +193,18 @@ def bench(config: BenchConfig) -> None:
         for name, value in rows.items():
             shown = f"{value:,.3f}" if isinstance(value, float) else value
             print(f"{name:<{width}}  {shown}")
+
+
+def submit(config: SubmitConfig) -> None:
+    """`wildreward submit`."""
+    from wildreward_ray.stages.submit import run
+
+    run(config)
+
+
+def status(config: StatusConfig) -> None:
+    """`wildreward status`."""
+    from wildreward_ray.stages.status import run, text
+
+    found = run(config)
+    print(json.dumps(found, ensure_ascii=False, indent=2) if config.as_json else "\n\n".join(map(text, found)))

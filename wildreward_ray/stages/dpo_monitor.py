@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from wildreward_ray.cluster.run_log import say
+from wildreward_ray.cluster.telemetry import telemetry_of
 from wildreward_ray.cluster.tracking import Trackers
 from wildreward_ray.core.config.online_dpo import AlarmSection, OnlineDpoConfig
 from wildreward_ray.policy.comparison import Evaluation
@@ -31,6 +33,7 @@ from wildreward_ray.stages.dpo_records import evaluation_line, numbers, outcome,
 Kind = Literal["length", "kl", "second_reward", "spread"]
 Action = Literal["warn", "stop", "raise_beta"]
 
+_STAGE = "online-dpo"
 _WORSE = 1.1
 # A number, which infinity isn't in JSON.
 _WORST = sys.float_info.max
@@ -80,7 +83,7 @@ class Monitor:
     """
 
     def __init__(self, config: OnlineDpoConfig, trackers: Trackers) -> None:
-        self._config, self._trackers = config, trackers
+        self._config, self._trackers, self._telemetry = config, trackers, telemetry_of(_STAGE)
         self.rows: list[dict[str, Any]] = []
         self.evals: list[dict[str, Any]] = []
         self.alarms: list[Alarm] = []
@@ -94,7 +97,8 @@ class Monitor:
         """
         self._forget(row["step"])
         self.rows.append(row)
-        _say(step_line(self.rows, self._config.steps))
+        say(_STAGE, step_line(self.rows, self._config.steps), event="step", **row)
+        self._telemetry.dpo_step(row, self._config.steps)
         self._trackers.log(row["step"], numbers(row, "train"))
         return self._tell(row["step"], ("spread",), _spread(self.rows))
 
@@ -107,7 +111,10 @@ class Monitor:
         while self.evals and self.evals[-1]["step"] >= row["step"]:
             self.evals.pop()
         start = self.evals[0] if self.evals else None
-        _say(evaluation_line(row, start))
+        # Neither the samples, which are text of conversations, nor the alarms, which have lines of their own.
+        measured = {name: row[name] for name in row if name not in ("samples", "alarms")}
+        say(_STAGE, evaluation_line(row, start), event="evaluation", **measured)
+        self._telemetry.dpo_held_out(row)
         self._trackers.log(row["step"], numbers(row, "held_out"))
         found = _held_out(row, start, self._config.alarms)
         row["alarms"] = [finding.text for finding in [*found, *_spread(self.rows)]]
@@ -166,7 +173,9 @@ class Monitor:
         self._told |= {finding.kind: finding.severity for finding in news}
         self.alarms += alarms
         for alarm in alarms:
-            _say(f"alarm ({alarm.kind}): {alarm.text}")
+            text = f"alarm ({alarm.kind}): {alarm.text}"
+            say(_STAGE, text, event="alarm", level="warning", kind=alarm.kind, action=alarm.action, step=alarm.step)
+            self._telemetry.dpo_alarm(alarm.kind)
         return alarms
 
     def _is_news(self, finding: _Finding) -> bool:
@@ -252,7 +261,3 @@ def _spread(rows: Sequence[Mapping[str, Any]]) -> list[_Finding]:
         f"the limit is {_SPREAD_STEPS} such steps in a row ({flag})"
     )
     return [_Finding("spread", 1.0, text)]
-
-
-def _say(line: str) -> None:
-    print(f"[online-dpo] {line}", file=sys.stderr, flush=True)

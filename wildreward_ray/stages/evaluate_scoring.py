@@ -11,12 +11,15 @@ from typing import Any
 import pyarrow as pa
 
 from wildreward_ray.cluster.progress import Progress
-from wildreward_ray.cluster.session import ActorRequest, check_resources, start_ray
+from wildreward_ray.cluster.session import check_resources, start_ray
+from wildreward_ray.cluster.telemetry import Telemetry, telemetry_of
 from wildreward_ray.core.config.evaluate import EvaluateConfig
+from wildreward_ray.stages import requests
 from wildreward_ray.stages.evaluate_jobs import Chunk, Failures, Parts
 from wildreward_ray.stages.evaluate_models import ResponseEncoder, load_response_encoder, load_response_scorer
 
-_TASK_CPUS = 0.25
+# One task encodes and one writes beside the engines.
+_TASK_CPUS = requests.EVALUATE_TASK_CPUS / 2
 _CHUNKS = pa.schema([("name", pa.string()), ("jobs", pa.string())])
 _ENCODED = pa.schema(
     [
@@ -42,11 +45,12 @@ class EvaluateActor:
 
     Args:
         counter: a progress counter, or None.
+        telemetry: of the evaluation.
     """
 
-    def __init__(self, config: EvaluateConfig, counter: Any | None) -> None:
+    def __init__(self, config: EvaluateConfig, counter: Any | None, telemetry: Telemetry) -> None:
         self._scorer = load_response_scorer(config)
-        self._counter = counter
+        self._counter, self._telemetry = counter, telemetry
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Encoded chunks in, scored ones out; a response without a score is told in `failures` of its job."""
@@ -57,14 +61,16 @@ class EvaluateActor:
         found = self._scorer.score(row["inputs"])
         if self._counter is not None:
             self._counter.add.remote(len(found))
+        failed = sum(isinstance(one, Exception) for one in found)
+        self._telemetry.responses(len(found) - failed, failed)
         scores: list[list[float]] = []
         failures: list[str | None] = []
         start = 0
         for size in row["sizes"]:
             own = found[start : start + size]
-            failed = next((str(one) for one in own if isinstance(one, Exception)), None)
-            scores.append([] if failed else [float(one) for one in own if not isinstance(one, Exception)])
-            failures.append(failed)
+            why = next((str(one) for one in own if isinstance(one, Exception)), None)
+            scores.append([] if why else [float(one) for one in own if not isinstance(one, Exception)])
+            failures.append(why)
             start += size
         return {"name": row["name"], "ids": row["ids"], "scores": scores, "failures": failures}
 
@@ -80,8 +86,7 @@ def score_with_model(config: EvaluateConfig, chunks: Sequence[Chunk], parts: Par
         WildRewardError: a response has no score. The parts of chunks without such a response are written.
     """
     start_ray()
-    request = ActorRequest("scoring", config.replicas, config.num_cpus, config.num_gpus, "--num-cpus")
-    check_resources([request], task_cpus=2 * _TASK_CPUS)
+    check_resources(requests.scoring(config), task_cpus=requests.EVALUATE_TASK_CPUS)
     began = time.monotonic()
     with Progress("evaluate", "responses", sum(chunk.responses for chunk in chunks)) as progress:
         score_chunks(config, chunks, parts, progress.counter)
@@ -99,7 +104,7 @@ def score_chunks(config: EvaluateConfig, chunks: Sequence[Chunk], parts: Parts, 
     )
     scored = encoded.map_batches(
         EvaluateActor,
-        fn_constructor_args=(config, counter),
+        fn_constructor_args=(config, counter, telemetry_of("evaluate")),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.replicas),

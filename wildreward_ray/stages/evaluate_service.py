@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from wildreward_ray.cluster.reward_source import RewardSource
+from wildreward_ray.cluster.run_log import say
+from wildreward_ray.cluster.telemetry import telemetry_of
 from wildreward_ray.core.config.evaluate import EvaluateConfig
 from wildreward_ray.core.errors import RewardBrokenError, RewardRefusedError, RewardUnavailableError, UserError
 from wildreward_ray.core.template import DEFAULT_TEMPLATE, RewardTemplate
@@ -49,6 +50,7 @@ class _Run:
         self._failures = Failures({})
         self._room = asyncio.Semaphore(_CHUNKS_AT_ONCE)
         self._scored = 0
+        self._telemetry = telemetry_of("evaluate")
         self._began = time.monotonic()
 
     async def all(self, chunks: Sequence[Chunk]) -> None:
@@ -84,8 +86,10 @@ class _Run:
             rewards = await source.score(job.history, job.prompt, job.responses)
         except RewardRefusedError as e:
             self._failures.found[job.id] = str(e)
+            self._telemetry.responses(0, len(job.responses))
             return None
         self._scored += len(rewards)
+        self._telemetry.responses(len(rewards))
         return [reward.score for reward in rewards]
 
     async def _talk(self, responses: int) -> None:
@@ -96,10 +100,19 @@ class _Run:
     def _print(self, responses: int, *, final: bool) -> None:
         seconds = time.monotonic() - self._began
         rate = self._scored / seconds if seconds else 0.0
-        line = f"[evaluate] {self._scored:,} responses, {rate:.1f}/s, {seconds:.0f} s"
+        line = f"{self._scored:,} responses, {rate:.1f}/s, {seconds:.0f} s"
         if not final and rate:
             line += f", about {max(responses - self._scored, 0) / rate:.0f} s left of {responses:,}"
-        print(line + (", done" if final else ""), file=sys.stderr, flush=True)
+        say(
+            "evaluate",
+            line + (", done" if final else ""),
+            event="done" if final else "progress",
+            done=self._scored,
+            total=responses,
+            unit="responses",
+            per_s=rate,
+            seconds=seconds,
+        )
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:

@@ -8,7 +8,6 @@ other origins are reported apart.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wildreward_ray.cluster.artifact import UNFINISHED, has_manifest, open_artifact, without
+from wildreward_ray.cluster.run_log import say
 from wildreward_ray.cluster.storage import Location, locate, remove
 from wildreward_ray.core.config.experiment import ExperimentConfig
 from wildreward_ray.core.config.train import OPERATIONAL, TrainConfig
@@ -76,7 +76,8 @@ def run(config: ExperimentConfig) -> ExperimentResult:
         runs = plan(config, names)
         _write_variants(extraction, runs, config.users, rows)
         for i, one in enumerate(runs):
-            print(f"run {i + 1} of {len(runs)}: {one.variant}, seed {one.seed}", file=sys.stderr)
+            text = f"run {i + 1} of {len(runs)}: {one.variant}, seed {one.seed}"
+            say("experiment", text, prefix="", done=i, total=len(runs), variant=one.variant, seed=one.seed)
             _train(config, one)
         results = compare(config, extraction.levels, runs) | {"left_out": left_out}
         table = report.table(results)

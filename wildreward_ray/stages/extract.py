@@ -6,7 +6,6 @@ parts, refined parts. The last two steps, deciding over the whole corpus and wri
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from wildreward_ray.cluster.artifact import Artifact, is_done, open_artifact, read_manifest, without
 from wildreward_ray.cluster.progress import Progress
 from wildreward_ray.cluster.readers import Shard
+from wildreward_ray.cluster.run_log import say
 from wildreward_ray.cluster.session import check_resources, ray_errors, start_ray
 from wildreward_ray.cluster.storage import Location
+from wildreward_ray.cluster.telemetry import telemetry_of
 from wildreward_ray.core.config.extract import OPERATIONAL, ExtractConfig
 from wildreward_ray.core.errors import StorageError
 from wildreward_ray.core.manifest import Manifest
@@ -82,6 +83,7 @@ def run(config: ExtractConfig) -> ExtractResult:
         dataset.write_final(artifact.work, drops, config.levels)
         manifest = _manifest(config, artifact, plan, corpus, second, seconds=time.monotonic() - started)
         artifact.commit(manifest, ["feedback", "dataset", "quarantine", "README.md"])
+        telemetry_of("extract").funnel(manifest.funnel)
     return ExtractResult(config.output, manifest.model_dump())
 
 
@@ -108,7 +110,8 @@ def _judge(config: ExtractConfig, artifact: Artifact, plan: ingest.Plan) -> None
         return  # and no engine is started to find that out
     names = list_parts(target)
     if names:
-        print(f"going on with an unfinished run: {len(names)} chunks are judged", file=sys.stderr)
+        text = f"going on with an unfinished run: {len(names)} chunks are judged"
+        say("judge", text, event="resumed", prefix="", chunks=len(names))
     with Progress("judge", "interactions", config.limit) as progress:
 
         def judge(chunks: ray.data.Dataset) -> ray.data.Dataset:

@@ -17,10 +17,12 @@ import pyarrow as pa
 from wildreward_ray.cluster.judge_backends import Judge, Verdict
 from wildreward_ray.cluster.schema import JUDGED
 from wildreward_ray.cluster.session import ActorRequest
+from wildreward_ray.cluster.telemetry import Telemetry, telemetry_of
 from wildreward_ray.core.config.extract import RefusalSection
 from wildreward_ray.core.config.judge import JudgeSection
 from wildreward_ray.feedback.refusal import is_refusal
 from wildreward_ray.feedback.split import assign
+from wildreward_ray.stages import requests
 from wildreward_ray.stages.chunks import pack, unpack
 from wildreward_ray.stages.judges import start_judge
 
@@ -35,12 +37,15 @@ class JudgeActor:
         section: the judge's settings.
         refusal: settings of the second verdict on replies that look like refusals.
         counter: a progress counter, or None.
+        telemetry: of the extraction.
     """
 
-    def __init__(self, section: JudgeSection, refusal: RefusalSection, counter: Any | None) -> None:
+    def __init__(
+        self, section: JudgeSection, refusal: RefusalSection, counter: Any | None, telemetry: Telemetry
+    ) -> None:
         self._judge = start_judge(section)
         self._refusal = refusal
-        self._counter = counter
+        self._counter, self._telemetry = counter, telemetry
 
     def __call__(self, chunks: pa.Table) -> Iterator[pa.Table]:
         """`CHUNKS` of `CONVERSATIONS` rows in, `CHUNKS` of `JUDGED` rows out, with one more row that counts."""
@@ -48,7 +53,9 @@ class JudgeActor:
             started = time.monotonic()
             rows = judge_rows(self._judge, table.to_pylist(), self._refusal)
             milliseconds = round(1000 * (time.monotonic() - started))
-            rows[-1]["counts"] = json.dumps({**json.loads(rows[-1]["counts"]), "milliseconds": milliseconds})
+            counts = json.loads(rows[-1]["counts"])
+            rows[-1]["counts"] = json.dumps({**counts, "milliseconds": milliseconds})
+            self._telemetry.judged(counts)
             if self._counter is not None:
                 self._counter.add.remote(sum(len(r["turns"]) for r in rows if r["kind"] == "conversation"))
             yield pack(part, pa.Table.from_pylist(rows, schema=JUDGED))
@@ -108,8 +115,8 @@ def count_failures(verdicts: Sequence[Verdict]) -> dict[str, int]:
 
 
 def resources(section: JudgeSection, flag: str = "--judge") -> ActorRequest:
-    """What the fewest judge actors hold."""
-    return ActorRequest("judge", section.replicas[0], section.num_cpus, gpus_of(section), f"{flag}.num-cpus")
+    """What the judge actors hold on this cluster."""
+    return requests.judge(section, gpus_of(section), flag)
 
 
 def judge(
@@ -118,7 +125,7 @@ def judge(
     """A streaming dataset of `CHUNKS` of `JUDGED` rows."""
     return chunks.map_batches(
         JudgeActor,
-        fn_constructor_args=(section, refusal, counter),
+        fn_constructor_args=(section, refusal, counter, telemetry_of("extract")),
         batch_size=1,
         batch_format="pyarrow",
         **actor_pool(section),
@@ -138,13 +145,12 @@ def actor_pool(section: JudgeSection) -> dict[str, Any]:
 
 def gpus_of(section: JudgeSection) -> float:
     """Ray GPUs of one judge actor."""
-    if section.backend == "endpoint":
-        return 0.0
-    if section.num_gpus is not None:
-        return section.num_gpus
+    gpus, where_any = requests.judge_gpus(section)
+    if not where_any:
+        return gpus
     import ray
 
-    return float(section.engine.tensor_parallel) if ray.cluster_resources().get("GPU") else 0.0
+    return gpus if ray.cluster_resources().get("GPU") else 0.0
 
 
 def turn_fields(row: dict[str, Any]) -> list[dict[str, str]]:

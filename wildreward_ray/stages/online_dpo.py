@@ -31,7 +31,6 @@ from wildreward_ray.cluster.tracking import Trackers, open_trackers
 from wildreward_ray.cluster.weight_transfer import choose_transfer, engine_environment, engine_transfer_arguments
 from wildreward_ray.cluster.weights import sleep_arguments
 from wildreward_ray.core.config.online_dpo import OPERATIONAL, OnlineDpoConfig
-from wildreward_ray.core.config.serve import ServeConfig
 from wildreward_ray.core.errors import UserError
 from wildreward_ray.core.manifest import Manifest
 from wildreward_ray.core.wire import Health
@@ -44,6 +43,7 @@ from wildreward_ray.stages.dpo_run import CHECKPOINTS, EVALS, METRICS, SAMPLES, 
 from wildreward_ray.stages.dpo_scoring import Scorer
 from wildreward_ray.stages.dpo_sync import weight_sync
 from wildreward_ray.stages.prompts import Prompts, load_prompts
+from wildreward_ray.stages.requests import own_service
 
 __all__ = ["EVALS", "METRICS", "SAMPLES", "OnlineDpoResult", "run"]
 
@@ -160,10 +160,7 @@ def _rewards(
         if url is None:
             from wildreward_ray.stages.serve import free_port, service
 
-            serve_config = ServeConfig.load(
-                None, {"model": config.reward_model, "port": free_port(), "too_long": "cut"}
-            )
-            url = stack.enter_context(service(serve_config))
+            url = stack.enter_context(service(own_service(config, free_port())))
         source = RewardSource(url, config.reward, render)
         health = asyncio.run(source.check())
         second = None

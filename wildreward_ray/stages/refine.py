@@ -30,6 +30,7 @@ from wildreward_ray.feedback.prior import Prior, entropy
 from wildreward_ray.feedback.quality import Candidate, QualityLimits, drop_reason
 from wildreward_ray.feedback.refusal import validated_level
 from wildreward_ray.feedback.split import assign
+from wildreward_ray.stages import requests
 from wildreward_ray.stages.chunks import each_part, groups_of, list_parts, part_file
 from wildreward_ray.stages.histories import Histories
 from wildreward_ray.stages.judged import Priors
@@ -300,8 +301,8 @@ def side_confidence(level: int, probs: Sequence[float]) -> float:
 
 
 def resources(section: HindsightSection) -> ActorRequest:
-    """What the fewest refining actors hold."""
-    return ActorRequest("refine", section.replicas[0], section.num_cpus, section.num_gpus, "--hindsight.num-cpus")
+    """What the refining actors hold."""
+    return requests.refine(section)
 
 
 def refine(config: ExtractConfig, priors: Priors, second_prior: Prior | None, work: Location, counter: Any) -> None:

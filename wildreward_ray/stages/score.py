@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 
 from wildreward_ray.cluster.artifact import open_artifact
 from wildreward_ray.cluster.progress import Progress
-from wildreward_ray.cluster.session import ActorRequest, check_resources, ray_errors, start_ray
+from wildreward_ray.cluster.session import check_resources, ray_errors, start_ray
 from wildreward_ray.cluster.storage import Location, list_files
+from wildreward_ray.cluster.telemetry import Telemetry, telemetry_of
 from wildreward_ray.core.config.serve import ScoreConfig
 from wildreward_ray.core.errors import UserError
 from wildreward_ray.core.manifest import FunnelStep, Manifest
 from wildreward_ray.core.template import split_messages
+from wildreward_ray.stages import requests
 from wildreward_ray.stages.dataset import write_parquet
 from wildreward_ray.stages.scoring import check_checkpoint, load_scorer
 
@@ -39,9 +41,9 @@ _ID_COLUMNS = ("id", "interaction_id")
 class ScoreActor:
     """Scores batches of rows with one reward model; rows that can't be scored pass through with their reason."""
 
-    def __init__(self, config: ScoreConfig, counter: Any | None) -> None:
+    def __init__(self, config: ScoreConfig, counter: Any | None, telemetry: Telemetry) -> None:
         self._scorer = load_scorer(config)
-        self._counter = counter
+        self._counter, self._telemetry = counter, telemetry
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
@@ -63,6 +65,8 @@ class ScoreActor:
             )
         if self._counter is not None:
             self._counter.add.remote(len(rows))
+        given = sum("score" in row for row in out)
+        self._telemetry.responses(given, len(rows) - given)
         return pa.Table.from_pylist(out, schema=pa.schema([*SCORES, pa.field("reason", pa.string())]))
 
 
@@ -77,8 +81,7 @@ def run(config: ScoreConfig) -> dict[str, Any]:
     files = [f for uri in config.input for f in list_files(uri, flag="--input", suffixes=(".jsonl", ".parquet"))]
     with open_artifact(config.output, overwrite=config.overwrite) as artifact, ray_errors(config.output):
         start_ray()
-        request = ActorRequest("scoring", config.replicas, config.num_cpus, config.num_gpus, "--num-cpus")
-        check_resources([request], task_cpus=0.25)
+        check_resources(requests.scoring(config), task_cpus=requests.SCORE_TASK_CPUS)
         work = artifact.work
         with Progress("score", "rows", config.limit) as progress:
             write_parquet(_scored(files, config, progress.counter), work.child("all"), SCORES)
@@ -114,9 +117,9 @@ def _scored(files: list[Location], config: ScoreConfig, counter: Any) -> Any:
             yield from _tables(groups[int(index)], config.limit)
 
     items = ray.data.from_items([{"group": i} for i in range(len(groups))], override_num_blocks=len(groups))
-    return items.map_batches(read, batch_size=1, num_cpus=0.25).map_batches(
+    return items.map_batches(read, batch_size=1, num_cpus=requests.SCORE_TASK_CPUS).map_batches(
         ScoreActor,
-        fn_constructor_args=(config, counter),
+        fn_constructor_args=(config, counter, telemetry_of("score")),
         batch_size=config.batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.replicas),

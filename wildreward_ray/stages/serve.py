@@ -21,16 +21,16 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from wildreward_ray.cluster.session import ActorRequest, check_resources, ray_errors, start_ray
+from wildreward_ray.cluster.session import check_resources, ray_errors, start_ray
 from wildreward_ray.core.config.serve import ServeConfig
 from wildreward_ray.core.errors import UserError, WildRewardError
+from wildreward_ray.stages import requests
 from wildreward_ray.stages.scoring import check_checkpoint, choose_engine
 from wildreward_ray.stages.serve_api import RewardApi
 from wildreward_ray.stages.serve_engine import RewardEngine
 
 APP = "wildreward"
 ENGINE_APP = "wildreward-engine"
-API_CPUS = 0.1
 _START_TIMEOUT_S = 600.0
 _HEALTH_PERIOD_S = 5.0
 _HEALTH_TIMEOUT_S = 30.0
@@ -52,13 +52,7 @@ def service(config: ServeConfig, engine: type = RewardEngine) -> Iterator[str]:
     _check_port(config)
     with ray_errors(config.model):
         start_ray()
-        check_resources(
-            [
-                ActorRequest("engine", config.replicas[0], config.num_cpus, config.num_gpus, "--num-cpus"),
-                ActorRequest("api", config.api_replicas, API_CPUS, 0.0, "--num-cpus"),
-            ],
-            task_cpus=0.0,
-        )
+        check_resources(requests.serve(config), task_cpus=0.0)
         try:
             serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
             # The API first: whoever asks while the model loads is told so, and to come back.
@@ -212,7 +206,7 @@ def _api(config: ServeConfig, engine_app: str) -> serve.Application:
         # For another model its replicas are replaced: new ones first, old ones when they have answered what they have.
         max_surge_percent=100,
         num_replicas=config.api_replicas,
-        ray_actor_options={"num_cpus": API_CPUS},
+        ray_actor_options={"num_cpus": requests.API_CPUS},
         user_config={"config": config.model_dump(mode="json"), "engine_app": engine_app},
         max_ongoing_requests=10_000,
         graceful_shutdown_timeout_s=config.drain_s,

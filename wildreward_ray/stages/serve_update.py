@@ -24,8 +24,9 @@ from wildreward_ray.core.config.serve import ServeConfig, UpdateModelConfig
 from wildreward_ray.core.errors import ResourceError, RewardUnavailableError, UserError, WildRewardError
 from wildreward_ray.core.service import Conversation, ModelCard, Reward, ServiceError
 from wildreward_ray.core.wire import ScoreItem
+from wildreward_ray.stages.requests import API_CPUS
 from wildreward_ray.stages.scoring import check_checkpoint, checkpoint_version, load_encoder
-from wildreward_ray.stages.serve import API_CPUS, APP, ENGINE_APP, deploy_api, deploy_engine, token_of, why_not_up
+from wildreward_ray.stages.serve import APP, ENGINE_APP, deploy_api, deploy_engine, token_of, why_not_up
 from wildreward_ray.stages.serve_api import encode
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import pyarrow.dataset as pads
 from wildreward_ray.cluster.artifact import Artifact, is_done, open_artifact, read_manifest, without
 from wildreward_ray.cluster.checkpoints import CheckpointStore
 from wildreward_ray.cluster.models import resolve_model
-from wildreward_ray.cluster.session import ActorRequest, check_resources, ray_errors, start_ray
+from wildreward_ray.cluster.session import check_resources, ray_errors, start_ray
 from wildreward_ray.cluster.storage import Location, locate, move, remove, upload
 from wildreward_ray.cluster.tracking import Trackers, open_trackers
 from wildreward_ray.core.config.train import OPERATIONAL, TrainConfig
@@ -36,6 +36,7 @@ from wildreward_ray.reward.pretrained import (
     max_positions,
     set_padding,
 )
+from wildreward_ray.stages import requests
 from wildreward_ray.stages.dataset import SPLITS
 from wildreward_ray.stages.tokens import TOKENS, split_folder, write_tokens
 from wildreward_ray.stages.train_data import identity, open_source, quarantine
@@ -87,9 +88,7 @@ def run(config: TrainConfig) -> TrainResult:
         ray_errors(config.output),
     ):
         start_ray()
-        check_resources(
-            [ActorRequest("training", config.workers[0], config.num_cpus, config.num_gpus, "--workers")], task_cpus=0.0
-        )
+        check_resources(requests.train(config), task_cpus=0.0)
         data = _tokens(config, reward, artifact.work)
         k = int(data["levels"])
         reward = reward.model_copy(update={"levels": k, "score_range": (1.0, float(k))})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -12,7 +11,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from wildreward_ray.cluster.run_log import say
+from wildreward_ray.cluster.telemetry import telemetry_of
 from wildreward_ray.cluster.tracking import Trackers
+from wildreward_ray.cluster.waiting import watching
 from wildreward_ray.core.errors import UserError
 
 _PRINT_S, _POLL_S = 10.0, 1.0
@@ -40,6 +42,7 @@ class _Mailbox:
 class TrainMonitor:
     """A context in which `mailbox` may be handed to workers.
 
+    When no worker reports anything for long, a line says what waits for what (see `waiting.watching`).
     A run that goes on from a checkpoint does some steps again, which come out as before: they are reported once.
 
     Args:
@@ -51,7 +54,7 @@ class TrainMonitor:
     """
 
     def __init__(self, trackers: Trackers) -> None:
-        self._trackers = trackers
+        self._trackers, self._telemetry = trackers, telemetry_of("train")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="train-monitor")
         # Beside the driver: a node that is lost must not take the reports, and with them the error, along.
@@ -61,10 +64,13 @@ class TrainMonitor:
         self._latest: dict[str, Any] = {}
         self._first: tuple[int, float] | None = None
         self._error: UserError | None = None
+        self._heard = 0
+        self._silence = watching("train", lambda: self._heard)
         self.starts = 0
 
     def __enter__(self) -> TrainMonitor:
         self._begin = self._printed = time.monotonic()
+        self._silence.__enter__()
         self._thread.start()
         return self
 
@@ -73,10 +79,13 @@ class TrainMonitor:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._fetch()
-        if self._latest:
-            self._print(", done" if error is None and self._error is None else ", stopped")
-        ray.kill(self.mailbox)
+        try:
+            self._fetch()
+            if self._latest:
+                self._print(", done" if error is None and self._error is None else ", stopped")
+            ray.kill(self.mailbox)
+        finally:
+            self._silence.__exit__(kind, error, trace)
 
     def raise_failure(self) -> None:
         """Raise what a worker found to be the user's to mend.
@@ -96,11 +105,14 @@ class TrainMonitor:
 
     def _fetch(self) -> None:
         letters, self._error = ray.get(self.mailbox.fetch.remote())
+        self._heard += len(letters)
         for kind, letter in letters:
             if kind == "start":
                 self._started(letter)
             elif kind == "lost":
-                print(f"[train] worker {letter['rank']} failed: {letter['reason']}", file=sys.stderr, flush=True)
+                self._telemetry.train_worker_failed()
+                text = f"worker {letter['rank']} failed: {letter['reason']}"
+                say("train", text, event="worker_failed", level="warning", **letter)
             elif letter["step"] > self._seen[kind]:
                 self._seen[kind] = letter["step"]
                 self._log(kind, letter)
@@ -110,11 +122,12 @@ class TrainMonitor:
         self._seen = {kind: max(seen, letter["done"]) for kind, seen in self._seen.items()}
         self._first = None
         where = f", going on after step {letter['done']}" if letter["done"] else ""
-        print(f"[train] {_workers(letter)}, {letter['total']} steps{where}", file=sys.stderr, flush=True)
+        say("train", f"{_workers(letter)}, {letter['total']} steps{where}", event="workers_started", **letter)
 
     def _log(self, kind: str, letter: dict[str, Any]) -> None:
         if kind == "step":
             self._latest = letter
+            self._telemetry.train_step(letter)
             self._first = self._first or (letter["step"], time.monotonic())
             values = {name: letter[name] for name in ("loss", "learning_rate", "grad_norm", "epoch", "workers")}
             values["tokens_per_s"] = letter["tokens"] / letter["seconds"]
@@ -127,12 +140,12 @@ class TrainMonitor:
         self._printed = time.monotonic()
         step, total = self._latest["step"], self._latest["total"]
         rate = self._latest["tokens"] / self._latest["seconds"]
-        line = f"[train] step {step:,}/{total:,}, loss {self._latest['loss']:.4f}, {rate:,.0f} tokens/s"
+        line = f"step {step:,}/{total:,}, loss {self._latest['loss']:.4f}, {rate:,.0f} tokens/s"
         line += f", {_workers(self._latest)}, {self._printed - self._begin:.0f} s"
         if not end and self._first is not None and step > self._first[0]:
             pace = (self._printed - self._first[1]) / (step - self._first[0])
             line += f", about {pace * (total - step):.0f} s left"
-        print(line + end, file=sys.stderr, flush=True)
+        say("train", line + end, event=end.removeprefix(", ") or "progress", **self._latest)
 
 
 def _workers(letter: Mapping[str, Any]) -> str:

@@ -20,18 +20,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     @classmethod
-    def load(cls, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Self:
+    def load(
+        cls, file: str | None = None, overrides: Mapping[str, Any] | None = None, *, content: bytes | None = None
+    ) -> Self:
         """Build the configuration from a YAML file and dotted overrides, the overrides winning.
 
         Args:
             file: path of a YAML mapping, or None.
             overrides: dotted key -> value, e.g. `{"judge.model": "demo:smollm2"}`. Strings are read as YAML scalars where
                 the field is not a string.
+            content: what `file` holds where it was read already; `file` may then be a URI, and serves messages only.
 
         Raises:
             UserError: an unreadable file, an unknown key (names the nearest one), or a value that breaks a rule.
         """
-        tree = _read_yaml(file) if file else {}
+        tree = _read_yaml(file, content) if file else {}
         known = dict(leaves(cls))
         for key, value in (overrides or {}).items():
             if key not in known:
@@ -82,11 +85,11 @@ def _options(field: FieldInfo) -> tuple[Any, ...]:
     return get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
 
 
-def _read_yaml(file: str) -> dict[str, Any]:
+def _read_yaml(file: str, content: bytes | None) -> dict[str, Any]:
     import yaml
 
     try:
-        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        tree = yaml.safe_load((Path(file).read_bytes() if content is None else content).decode("utf-8"))
     except OSError as e:
         raise UserError(f"can't read {file!r}: {e.strerror}", flag="--config") from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:
