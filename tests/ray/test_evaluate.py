@@ -73,9 +73,7 @@ def test_a_model_and_its_service_give_one_set_of_scores_and_metrics_with_either_
     )
 
 
-def test_a_killed_evaluation_goes_on_without_scoring_again(
-    tiny_reward_model: str, data: str, tmp_path: Path
-) -> None:
+def test_a_killed_evaluation_goes_on_without_scoring_again(tiny_reward_model: str, data: str, tmp_path: Path) -> None:
     def command(output: Path) -> list[str]:
         return [
             *("evaluate", "--model", tiny_reward_model, "--engine", "transformers", "--benchmark", "rm_bench"),

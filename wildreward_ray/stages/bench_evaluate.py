@@ -51,7 +51,9 @@ def measure(config: BenchConfig, inputs: tuple[str, ...]) -> dict[str, Any]:
         chunks = list(cut(jobs_of(texts, config.serve.group_size), settings.batch_size))
         if len(chunks) < 2:
             raise UserError(
-                f"all {len(texts.items)} responses fit in one chunk of {settings.batch_size}", flag="--limit", hint="raise it"
+                f"all {len(texts.items)} responses fit in one chunk of {settings.batch_size}",
+                flag="--limit",
+                hint="raise it",
             )
         before, expected = apart(bare_engine, settings, texts.warm_up_inputs, texts.inputs)
         pipeline, scores = apart(_pipeline, settings, chunks, f"{folder}/parts")

@@ -80,4 +80,17 @@ def own_service(config: OnlineDpoConfig, port: int) -> ServeConfig:
     Args:
         port: of this machine, free.
     """
-    return ServeConfig.load(None, {"model": config.reward_model, "port": port, "too_long": "cut"})
+    own = config.service
+    return ServeConfig.load(
+        None,
+        {
+            "model": config.reward_model,
+            "port": port,
+            "too_long": "cut",
+            "engine": own.engine,
+            "dtype": own.dtype,
+            "replicas": own.replicas,
+            "num_cpus": own.num_cpus,
+            "num_gpus": own.num_gpus,
+        },
+    )

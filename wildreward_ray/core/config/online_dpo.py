@@ -36,6 +36,9 @@ OPERATIONAL = frozenset(
         "learner.parallel.strategy",
         "learner.parallel.compile",
         "learner.parallel.activation_checkpointing",
+        "service.replicas",
+        "service.num_cpus",
+        "service.num_gpus",
         "placement.mode",
         "placement.timeout_s",
         "weights",
@@ -149,6 +152,18 @@ class RewardClientSection(Section):
     )
 
 
+class OwnServiceSection(Section):
+    """The reward service that `reward_model` starts for the length of the run."""
+
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        "auto", description="auto: vllm for decoders where it is installed, else transformers"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of weights and activations")
+    replicas: int = Field(1, ge=1, description="engine replicas")
+    num_cpus: float = Field(0.5, ge=0, description="Ray CPUs an engine replica holds")
+    num_gpus: float = Field(0.0, ge=0, description="Ray GPUs an engine replica holds")
+
+
 class EvalSection(Section):
     """Comparing the policy with its start on held-out prompts."""
 
@@ -218,6 +233,7 @@ class OnlineDpoConfig(Section):
     placement: PlacementSection = Field(default_factory=PlacementSection)
     pairs: PairSection = Field(default_factory=PairSection)
     reward: RewardClientSection = Field(default_factory=RewardClientSection)
+    service: OwnServiceSection = Field(default_factory=OwnServiceSection)
     eval: EvalSection = Field(default_factory=EvalSection)
     alarms: AlarmSection = Field(default_factory=AlarmSection)
     checkpoint: RunCheckpointSection = Field(default_factory=RunCheckpointSection)
