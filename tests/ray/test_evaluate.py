@@ -98,6 +98,6 @@ def test_a_killed_evaluation_goes_on_without_scoring_again(tiny_reward_model: st
 
 def test_a_model_that_gives_nan_is_not_measured(ray_session: None, data: str, tmp_path: Path) -> None:
     model = save_tiny_reward_model(tmp_path / "nan", head_value=float("nan"))
-    with pytest.raises(WildRewardError, match="20 of .* prompts have no scores"):
+    with pytest.raises(WildRewardError, match=r"20 of .* prompts have no scores"):
         evaluate.run(settings(data, tmp_path / "out", model=model, engine="transformers", **{"probes.items": 0}))
     assert not (tmp_path / "out" / "results.json").exists()

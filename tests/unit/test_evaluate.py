@@ -281,7 +281,7 @@ def test_evaluations_of_other_prompts_or_unfinished_ones_are_not_compared(
         uris = [str(tmp_path / name) for name in names]
         evaluate_compare.run(EvaluateConfig.load(None, {"compare": uris, "output": str(tmp_path / "out")}))
 
-    with pytest.raises(UserError, match="other prompts .* 4 differ"):
+    with pytest.raises(UserError, match=r"other prompts .* 4 differ"):
         compared("a", "b")
     (tmp_path / "b" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"has no manifest\.json"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wildreward_ray.report.dpo_outcome import signed
+from wildreward_ray.report.evaluation_blocks import RM_BENCH
 from wildreward_ray.report.evaluation_figures import (
     PAPER_MARGINS,
     PAPER_NAME,
@@ -17,7 +18,6 @@ from wildreward_ray.report.evaluation_figures import (
     margin_points,
     square,
 )
-from wildreward_ray.report.evaluation_page import RM_BENCH
 from wildreward_ray.report.evaluation_tables import (
     Measured,
     incomplete,
