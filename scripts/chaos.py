@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -54,8 +53,6 @@ class Monkey:
     seed: int
     killed: Counter[str] = field(default_factory=Counter)
     events: list[tuple[float, str]] = field(default_factory=list)
-    job: str = ""
-    _loose: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self._draw = random.Random(self.seed)
@@ -184,21 +181,20 @@ class Round:
 
 def run_round(name: str, models: Path, address: str, monkey: Monkey | None, patience: int) -> Round:
     """Submit the loop until it has come to its end."""
+    from wildreward_ray.cluster.storage import locate
+
     found = Round(f"s3://{BUCKET}/{name}")
-    file = ROOT / f".chaos-{name}.yaml"
-    file.write_text(yaml.safe_dump(settings(models, found.output)), encoding="utf-8")
+    config = f"s3://{BUCKET}/configs/{name}.yaml"
+    locate(config).write_bytes(yaml.safe_dump(settings(models, found.output)).encode())
     began, before = time.monotonic(), Counter(monkey.killed) if monkey else Counter[str]()
-    try:
-        while True:
-            found.submissions += 1
-            code = _submit(f"{name}-{found.submissions}", file.name, address, monkey)
-            if code == 0:
-                break
-            if found.submissions >= patience:
-                found.problems.append(f"not done after {patience} submissions")
-                break
-    finally:
-        file.unlink()
+    while True:
+        found.submissions += 1
+        code = _submit(f"{name}-{found.submissions}", config, address, monkey)
+        if code == 0:
+            break
+        if found.submissions >= patience:
+            found.problems.append(f"not done after {patience} submissions")
+            break
     found.seconds = round(time.monotonic() - began, 1)
     if monkey:
         found.killed = dict(monkey.killed - before)
@@ -212,7 +208,6 @@ def _submit(submission: str, config: str, address: str, monkey: Monkey | None) -
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
         if monkey is not None:
-            monkey.job = submission
             monkey.run_beside(process)
         code = process.wait()
         log.seek(0)
