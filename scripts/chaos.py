@@ -203,7 +203,8 @@ def run_round(name: str, models: Path, address: str, monkey: Monkey | None, pati
 
 def _submit(submission: str, config: str, address: str, monkey: Monkey | None) -> int:
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", address]
-    command += ["--submission-id", submission, "--working-dir", str(ROOT), "--"]
+    # As it stands, and not as an upload: nodes of one machine share the place that uploads are unpacked to, and each unpacks it anew.
+    command += ["--submission-id", submission, "--working-dir", f"local://{ROOT}", "--"]
     command += [sys.executable, "jobs/run_all.py", "--config", config]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
@@ -211,8 +212,8 @@ def _submit(submission: str, config: str, address: str, monkey: Monkey | None) -
             monkey.run_beside(process)
         code = process.wait()
         log.seek(0)
-        tail = log.read().splitlines()[-6:]
-    print(f"[chaos] {submission} ended with {code}" + ("" if code == 0 else ": " + " | ".join(tail)[-600:]), flush=True)
+        tail = log.read().splitlines()[-40:]
+    print(f"[chaos] {submission} ended with {code}" + ("" if code == 0 else ": " + "\n".join(tail)), flush=True)
     return code
 
 

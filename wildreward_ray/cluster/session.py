@@ -52,7 +52,7 @@ def start_ray(*, join: bool = False) -> None:
         kwargs = {"address": "auto"} if join else {"address": "local", "include_dashboard": False}
     # Workers' own output (model loading bars, engine chatter) stays in Ray's session logs unless it is asked for.
     try:
-        ray.init(logging_level=logging.WARNING, log_to_driver=logger.isEnabledFor(logging.DEBUG), **kwargs)
+        _init(logging_level=logging.WARNING, log_to_driver=logger.isEnabledFor(logging.DEBUG), **kwargs)
     except ConnectionError as e:
         where = os.environ.get("RAY_ADDRESS", "this machine")
         raise UserError(
@@ -68,6 +68,19 @@ def start_ray(*, join: bool = False) -> None:
         logging.getLogger(name).setLevel(level)
     total = ray.cluster_resources()
     logger.info("Ray %s: %.0f CPUs, %.0f GPUs", ray.__version__, total.get("CPU", 0), total.get("GPU", 0))
+
+
+def _init(**kwargs: object) -> None:
+    """`ray.init`, once more where Ray gave its own node up: it waits for 30 s, which a busy machine may need."""
+    try:
+        ray.init(**kwargs)
+    except Exception as e:
+        # Ray raises a bare Exception here.
+        if "timed out during startup" not in str(e):
+            raise
+        logger.warning("Ray did not start within 30 s on this machine; trying once more")
+        ray.shutdown()
+        ray.init(**kwargs)
 
 
 def check_resources(requests: Sequence[ActorRequest], *, task_cpus: float = 1.0) -> None:
