@@ -97,7 +97,7 @@ class OnlineDpoBench(Section):
         description="a GPU for the engine and another one for the learner; without, each has half of the cores",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="type of activations of this learner and of TRL's; weights and optimizers stay float32"
+        "bfloat16", description="type of activations of this learner and of TRL's; weights and optimizers stay float32"
     )
 
     @model_validator(mode="after")
