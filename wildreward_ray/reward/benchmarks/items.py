@@ -24,6 +24,7 @@ Pair = tuple[int, int]
 
 DATA_FLAG = "--data"
 _SHOWN = 3
+_ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,26 @@ def texts_field(row: Row, name: str, size: int | None = None) -> tuple[str, ...]
     if size is not None and len(texts) != size:
         raise bad_record(row, f"{name} has {len(texts)} texts: {size} are needed")
     return tuple(texts)
+
+
+def messages_field(row: Row, name: str) -> tuple[Message, ...]:
+    """A field that is a list of chat messages, which may be empty.
+
+    Raises:
+        UserError: it is no list, or one of its messages has no text or a role that isn't known.
+    """
+    value = row.value.get(name)
+    if not isinstance(value, (list, tuple)):
+        raise bad_record(row, f"{name} is a {type(value).__name__}: a list of messages is needed")
+    return tuple(_message(row, f"message {number} of {name}", part) for number, part in enumerate(value, start=1))
+
+
+def _message(row: Row, place: str, value: object) -> Message:
+    if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
+        raise bad_record(row, f"{place} has no content that is a text")
+    if value.get("role") not in _ROLES:
+        raise bad_record(row, f"{place} has the role {value.get('role')!r}: known are {', '.join(_ROLES)}")
+    return {"role": value["role"], "content": value["content"]}
 
 
 def bad_record(row: Row, problem: str) -> UserError:

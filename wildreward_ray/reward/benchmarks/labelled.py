@@ -36,6 +36,7 @@ from wildreward_ray.reward.benchmarks.items import (
     bad_record,
     check_unique,
     id_field,
+    messages_field,
     text_field,
 )
 
@@ -45,7 +46,6 @@ GROUP_FIELDS = ("language", "origin")
 """The first of these that any record has names the groups; records without it are of the group `unknown`."""
 
 _ID_FIELDS = ("interaction_id", "id")
-_ROLES = ("system", "user", "assistant", "tool")
 _RANK, _LABEL, _POSITIVE = range(3)
 # More digits than any label has; Python refuses to read texts of some thousand digits.
 _WHOLE_NUMBER = re.compile(r"\s*-?[0-9]{1,18}\s*")
@@ -219,17 +219,7 @@ def _messages(row: Row, name: str) -> tuple[Message, ...]:
     value = row.value.get(name)
     if value is None or (isinstance(value, str) and not value.strip()):
         return ()
-    if not isinstance(value, (list, tuple)):
-        raise bad_record(row, f"{name} is a {type(value).__name__}: a list of messages is needed")
-    return tuple(_message(row, f"message {number} of {name}", part) for number, part in enumerate(value, start=1))
-
-
-def _message(row: Row, place: str, value: object) -> Message:
-    if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
-        raise bad_record(row, f"{place} has no content that is a text")
-    if value.get("role") not in _ROLES:
-        raise bad_record(row, f"{place} has the role {value.get('role')!r}: known are {', '.join(_ROLES)}")
-    return {"role": value["role"], "content": value["content"]}
+    return messages_field(row, name)
 
 
 def _no_means(means: Mapping[str, Floats], units: Mapping[str, int]) -> dict[str, Floats]:

@@ -31,6 +31,7 @@ from wildreward_ray.reward.benchmarks.items import (
     bad_record,
     check_unique,
     id_field,
+    messages_field,
     text_field,
     texts_field,
 )
@@ -40,7 +41,6 @@ GROUP_FIELDS = ("subset", "category", "domain", "source")
 
 NO_GROUP = "all"
 ACCURACY = "accuracy"
-_ROLES = ("system", "user", "assistant", "tool")
 
 Conversation = tuple[tuple[Message, ...], str]
 """Messages before the prompt, and the prompt."""
@@ -140,7 +140,7 @@ def _asked(row: Row) -> Conversation:
     """History and prompt of a record whose replies are given alone."""
     prompt, history = row.value.get("prompt"), row.value.get("history")
     if isinstance(prompt, str):
-        before = [] if history is None else _messages(row, "history")
+        before = [] if history is None else list(messages_field(row, "history"))
         return tuple(before), text_field(row, "prompt")
     if prompt is not None and history:
         raise bad_record(row, "both prompt and history are messages: one of them is needed")
@@ -149,12 +149,12 @@ def _asked(row: Row) -> Conversation:
         raise bad_record(
             row, "no prompt: prompt or history is needed, or the whole conversation in chosen and rejected"
         )
-    return _split(row, name, _messages(row, name))
+    return _split(row, name, list(messages_field(row, name)))
 
 
 def _conversation(row: Row, name: str) -> tuple[list[Message], str]:
     """The messages before the reply that a field ends with, and the reply."""
-    messages = _messages(row, name)
+    messages = list(messages_field(row, name))
     if not messages or messages[-1]["role"] != "assistant":
         raise bad_record(row, f"{name} does not end with a message of the assistant")
     return messages[:-1], messages[-1]["content"]
@@ -168,21 +168,6 @@ def _split(row: Row, name: str, messages: Sequence[Message]) -> Conversation:
 
 def _are_messages(value: object) -> bool:
     return isinstance(value, (list, tuple)) and any(isinstance(part, Mapping) for part in value)
-
-
-def _messages(row: Row, name: str) -> list[Message]:
-    value = row.value.get(name)
-    if not isinstance(value, (list, tuple)):
-        raise bad_record(row, f"{name} is a {type(value).__name__}: a list of messages is needed")
-    return [_message(row, f"message {number} of {name}", part) for number, part in enumerate(value, start=1)]
-
-
-def _message(row: Row, place: str, value: object) -> Message:
-    if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
-        raise bad_record(row, f"{place} has no content that is a text")
-    if value.get("role") not in _ROLES:
-        raise bad_record(row, f"{place} has the role {value.get('role')!r}: known are {', '.join(_ROLES)}")
-    return {"role": value["role"], "content": value["content"]}
 
 
 PAIRS = Benchmark(
