@@ -104,7 +104,7 @@ def _margins(results: Mapping[str, Any]) -> Figure | None:
         x, y = _percents(PAPER_MARGINS)
         axes.plot(x, y, color=SOFT, linewidth=1.4, linestyle="--", marker="o", markersize=4, label=PAPER_NAME)
     axes.plot(*_percents(points), color=BLUE, linewidth=2.2, label="measured here")
-    axes.legend(fontsize=10, frameon=False, labelcolor=INK, loc="lower left")
+    axes.legend(fontsize=10, frameon=False, labelcolor=INK, loc="best")
     finish(axes, "share of pairs kept, those with the widest score gaps first (%)", "accuracy (%)")
     axes.set_xlim(0, 101)
     title(axes, _titled("Accuracy of the clearest pairs", results))
