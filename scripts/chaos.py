@@ -289,7 +289,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _rounds(given: argparse.Namespace, models: Path) -> dict[str, Any]:
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": NODE_CPUS, "include_dashboard": True, "dashboard_port": _free_port()}
+    from tests.ray.helpers import free_port
+
+    head = {"num_cpus": NODE_CPUS, "include_dashboard": True, "dashboard_port": free_port()}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(given.nodes):
@@ -324,14 +326,6 @@ def _make_bucket(endpoint: str) -> None:
     import boto3
 
     boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=BUCKET)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for_jobs(address: str) -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -69,7 +70,7 @@ def _copy(place: Location, names: Sequence[str], target: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         for name in names:
-            again(lambda name=name: _download(place.child(name), scratch / name))  # type: ignore[misc]
+            again(partial(_download, place.child(name), scratch / name))
         os.replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
