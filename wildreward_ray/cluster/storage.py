@@ -249,7 +249,12 @@ def remove(place: Location) -> None:
     kind = place.info().type
     if kind == pafs.FileType.Directory:
         if place.is_local:
-            shutil.rmtree(place.path)
+            try:
+                shutil.rmtree(place.path)
+            except FileNotFoundError:
+                # Another process was still renaming a file into place below it.
+                if os.path.isdir(place.path):
+                    shutil.rmtree(place.path)
         else:
             place.fs.delete_dir(place.path)
     elif kind == pafs.FileType.File:
