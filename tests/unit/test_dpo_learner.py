@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +87,9 @@ def learn(worker: LearnerWorker) -> dict[str, Any]:
     return found
 
 
-def free_addresses(n: int) -> list[str]:
-    probes = [socket.socket() for _ in range(n)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    found = [f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes]
-    for probe in probes:
-        probe.close()
-    return found
-
-
 def work(rank: int, policy: str, addresses: list[str], folder: str) -> None:
-    """What each of two processes does, case after case."""
+    """What each of two processes does, case after case. One that waits for ever says where."""
+    faulthandler.dump_traceback_later(240, exit=True)
     results: dict[str, Any] = {}
     for (name, settings), address in zip(CASES.items(), addresses, strict=True):
         worker = LearnerWorker(config_of(policy, **settings), rank, 2)
@@ -115,6 +106,8 @@ def work(rank: int, policy: str, addresses: list[str], folder: str) -> None:
                 worker.step(PROMPTS, PAIRS)
             except UserError as e:
                 results["error"] = str(e)
+        # Together: a worker that is gone already can take another one's last message with it.
+        dist.barrier()
         dist.destroy_process_group()
     torch.save(results, f"{folder}/{rank}.pt")
 
@@ -123,7 +116,9 @@ def work(rank: int, policy: str, addresses: list[str], folder: str) -> None:
 def together(policy: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
     """What two workers found, and where they saved."""
     folder = tmp_path_factory.mktemp("together")
-    spawn(work, (policy, free_addresses(len(CASES)), str(folder)), nprocs=2)  # type: ignore[no-untyped-call]
+    stores = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in CASES]
+    addresses = [f"127.0.0.1:{store.port}" for store in stores]
+    spawn(work, (policy, addresses, str(folder)), nprocs=2)  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)], folder
 
 

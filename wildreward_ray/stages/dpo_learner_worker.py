@@ -6,7 +6,6 @@ import contextlib
 import copy
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,15 +45,22 @@ class LearnerWorker(WeightSending):
         super().__init__()
         self._writer: CheckpointWriter | None = None
         self._local_rank, self._scratch = 0, Path()
+        self._store: dist.TCPStore | None = None
 
     def rendezvous(self) -> str:
-        """Where the workers find each other: "host:port" of this one, which is rank 0."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+        """Start the store where the workers find each other, in this one. Returns its "host:port".
+
+        It listens before anybody is told: a port that is only chosen can be another process's by the time it is used.
+        """
+        host = ray.util.get_node_ip_address()
+        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        return f"{host}:{self._store.port}"
 
     def join(self, address: str) -> None:
         """Meet the other workers, load the policy and get ready to learn.
+
+        Args:
+            address: what `rendezvous` of one of them gave.
 
         Raises:
             UserError: the policy can't be loaded, or can't be laid out or adapted as the settings say.
@@ -62,9 +68,10 @@ class LearnerWorker(WeightSending):
         section = self.config.learner
         self._scratch = Path(tempfile.gettempdir()) / f"wildreward-learner-{address.replace(':', '-')}"
         if self.world.size > 1 or section.parallel.strategy == "fsdp2":
+            host, _, port = address.rpartition(":")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if section.num_gpus else "gloo",
-                init_method=f"tcp://{address}",
+                store=self._store or dist.TCPStore(host, int(port), is_master=False),
                 rank=self.world.rank,
                 world_size=self.world.size,
             )

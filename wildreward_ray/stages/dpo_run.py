@@ -208,6 +208,8 @@ class Run:
             first_pairs={"margin_before": 0.0, "margin_after": margin} if margin is not None else None,
         )
         self._write()
+        # What is being written still would not be gone with the rest of the work directory.
+        await asyncio.to_thread(self._learner.wait_checkpoint)
         return {**summary, "samples": self._samples()}
 
     def _samples(self) -> list[dict[str, Any]]:
