@@ -20,7 +20,7 @@ from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
 from wildreward_ray.core.errors import StorageError, UserError
 from wildreward_ray.policy.pairs import Pair, Sample
 from wildreward_ray.reward.training_state import whole_weights
-from wildreward_ray.stages.dpo_learner_worker import LearnerWorker
+from wildreward_ray.stages.dpo_learner_worker import LearnerWorker, meeting_store
 
 PROMPTS = [(3, 4, 5), (6, 7), (8, 9, 10, 11)]
 REPLIES = [((20, 21, 22), (30, 31)), ((23, 24), (32, 33, 34)), ((26, 27, 28, 29), (37,))]
@@ -116,7 +116,7 @@ def work(rank: int, policy: str, addresses: list[str], folder: str) -> None:
 def together(policy: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
     """What two workers found, and where they saved."""
     folder = tmp_path_factory.mktemp("together")
-    stores = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in CASES]
+    stores = [meeting_store("127.0.0.1") for _ in CASES]
     addresses = [f"127.0.0.1:{store.port}" for store in stores]
     spawn(work, (policy, addresses, str(folder)), nprocs=2)  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)], folder

@@ -45,15 +45,12 @@ class LearnerWorker(WeightSending):
         super().__init__()
         self._writer: CheckpointWriter | None = None
         self._local_rank, self._scratch = 0, Path()
-        self._store: dist.TCPStore | None = None
+        self._store: Any = None
 
     def rendezvous(self) -> str:
-        """Start the store where the workers find each other, in this one. Returns its "host:port".
-
-        It listens before anybody is told: a port that is only chosen can be another process's by the time it is used.
-        """
+        """Start the store where the workers find each other, in this one. Returns its "host:port"."""
         host = ray.util.get_node_ip_address()
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        self._store = meeting_store(host)
         return f"{host}:{self._store.port}"
 
     def join(self, address: str) -> None:
@@ -71,7 +68,7 @@ class LearnerWorker(WeightSending):
             host, _, port = address.rpartition(":")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if section.num_gpus else "gloo",
-                store=self._store or dist.TCPStore(host, int(port), is_master=False),
+                store=self._store or meeting_store(host, int(port)),
                 rank=self.world.rank,
                 world_size=self.world.size,
             )
@@ -247,6 +244,15 @@ class LearnerWorker(WeightSending):
             # As it came: `save_pretrained` refuses settings that contradict each other, which models are shipped with.
             self._generation_config.to_json_file(folder / "generation_config.json")
         self._tokenizer.save_pretrained(folder)
+
+
+def meeting_store(host: str, port: int | None = None) -> Any:
+    """The store (`torch.distributed.TCPStore`) by which processes find each other: the one at a port, or a new one.
+
+    A new one listens before anybody is told: a port that is only chosen can be another process's by the time it is used.
+    """
+    new = port is None
+    return dist.TCPStore(host, port or 0, is_master=new, wait_for_workers=False)  # type: ignore[attr-defined]
 
 
 def keep_recomputing(module: torch.nn.Module) -> None:
