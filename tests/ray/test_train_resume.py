@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.ray.helpers import (
+    COMMAND,
     ROOT,
     environment,
     json_lines_of,
@@ -85,6 +87,34 @@ def test_a_killed_run_goes_on_and_ends_with_the_weights_of_one_that_was_not(
     base, trained = load_file(Path(tiny_policy) / "model.safetensors"), load_file(undisturbed / "model.safetensors")
     for name, weight in base.items():  # what is compared has learned something, by more than the tolerance
         assert (trained[name] - weight.float()).abs().max() > 10 * TOLERANCE, name
+
+
+def test_a_run_that_is_told_to_stop_saves_the_step_at_hand_and_goes_on_from_it(
+    rows: str, tiny_policy: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    """No checkpoint is due before the end: the one that is there was made because of the signal, by both workers."""
+    output = tmp_path / "out"
+    # Micro-batches of a row or two take their time; they change nothing else.
+    rest = ("--checkpoint.every", "1000", "--optim.token-budget", "16")
+    command = [*COMMAND, *flags(rows, tiny_policy, output, "2", *rest)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment(), cwd=ROOT, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("[train] 2 workers, "):
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == 130, "".join(said)
+    stopped = re.search(r"stopped after step (\d+) of \d+; the same command goes on", "".join(said))
+    assert stopped, "".join(said)
+    assert [file.parent.name for file in (output / "_unfinished" / "checkpoints").glob("*/checkpoint.json")] == [
+        f"step-{int(stopped[1]):08d}"
+    ]
+    last = wildreward(*flags(rows, tiny_policy, output, "1", *rest))
+    assert last.returncode == 0, last.stderr
+    assert f"going on after step {stopped[1]}\n" in last.stderr
+    curve = assert_same_run(output, undisturbed)
+    assert [record["workers"] for record in curve] == [2] * int(stopped[1]) + [1] * (len(curve) - int(stopped[1]))
 
 
 @pytest.mark.slow

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
 from wildreward_ray.cluster.artifact import Artifact
 from wildreward_ray.cluster.checkpoints import CheckpointStore
+from wildreward_ray.cluster.stopping import on_first_signal
 from wildreward_ray.core.config.online_dpo import OnlineDpoConfig
 from wildreward_ray.core.errors import RewardUnavailableError, RunStoppedError
 from wildreward_ray.policy.comparison import Evaluation
@@ -78,7 +76,8 @@ class Run:
         await self._loop.pool.ready()
         await self._resume()
         stop = asyncio.Event()
-        with _signals(stop):
+        loop = asyncio.get_running_loop()
+        with on_first_signal(lambda: loop.call_soon_threadsafe(stop.set), after="this step"):
             if self._before is None and self._held_out:
                 await self._evaluate()
             while self._loop.done < self._config.steps and self._stopped is None:
@@ -260,31 +259,3 @@ def _pair(found: dict[str, Any]) -> Pair:
         name: Sample(**{**found[name], "token_ids": tuple(found[name]["token_ids"])}) for name in ("chosen", "rejected")
     }
     return Pair(**{**found, **sides})
-
-
-@contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
-    """The first SIGTERM or SIGINT ends the run after its step; a second one does what it does elsewhere."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    names = (signal.SIGTERM, signal.SIGINT)
-    earlier = {name: signal.getsignal(name) for name in names}
-
-    def first() -> None:
-        stop.set()
-        logger.warning("stopping after this step; once more to stop at once")
-        restore()
-
-    def restore() -> None:
-        for name in names:
-            loop.remove_signal_handler(name)
-            signal.signal(name, earlier[name])
-
-    for name in names:
-        loop.add_signal_handler(name, first)
-    try:
-        yield
-    finally:
-        restore()

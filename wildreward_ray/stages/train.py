@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
-import uuid
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as pads
 
 from wildreward_ray.cluster.artifact import Artifact, is_done, open_artifact, read_manifest, without
-from wildreward_ray.cluster.checkpoints import CheckpointStore
 from wildreward_ray.cluster.models import resolve_model
 from wildreward_ray.cluster.session import check_resources, ray_errors, start_ray
-from wildreward_ray.cluster.storage import Location, locate, move, remove, upload
-from wildreward_ray.cluster.tracking import Trackers, open_trackers
+from wildreward_ray.cluster.storage import Location, locate, move, remove
 from wildreward_ray.core.config.train import OPERATIONAL, TrainConfig
-from wildreward_ray.core.errors import StorageError, UserError, WildRewardError
+from wildreward_ray.core.errors import StorageError, UserError
 from wildreward_ray.core.manifest import FunnelStep, Manifest
 from wildreward_ray.core.template import DEFAULT_TEMPLATE
 from wildreward_ray.reward.config import RewardConfig
@@ -41,15 +33,11 @@ from wildreward_ray.stages.dataset import SPLITS
 from wildreward_ray.stages.tokens import TOKENS, split_folder, write_tokens
 from wildreward_ray.stages.train_data import identity, open_source, quarantine
 from wildreward_ray.stages.train_export import CURVE, METRICS
-from wildreward_ray.stages.train_job import Job, fingerprint_of, resume_folder
-from wildreward_ray.stages.train_monitor import TrainMonitor
-from wildreward_ray.stages.train_worker import work
+from wildreward_ray.stages.train_fit import CHECKPOINTS, TOKEN_ROWS, TRACKING, fit
 
 __all__ = ["CURVE", "METRICS", "TrainResult", "run"]
 
 _DEFAULT_LENGTH = 4096
-TRACKING = "tracking"
-_CHECKPOINTS, _TOKENS, _TRACKERS = "checkpoints", "tokens", "trackers.json"
 
 
 @dataclass(frozen=True)
@@ -70,6 +58,7 @@ def run(config: TrainConfig) -> TrainResult:
     Raises:
         UserError: an unusable dataset, base, template or label; settings that differ from those of the run to go on with;
             a loss that isn't finite; or a cluster too small.
+        RunStoppedError: SIGTERM or SIGINT; the run's state is saved.
         WildRewardError: training failed on a worker.
     """
     started = time.monotonic()
@@ -92,7 +81,7 @@ def run(config: TrainConfig) -> TrainResult:
         data = _tokens(config, reward, artifact.work)
         k = int(data["levels"])
         reward = reward.model_copy(update={"levels": k, "score_range": (1.0, float(k))})
-        found = _fit(config, reward, artifact.work, data)
+        found = fit(config, reward, artifact.work, data)
         manifest = Manifest.model_validate(
             {
                 "kind": "reward_model",
@@ -153,7 +142,7 @@ def _tokens(config: TrainConfig, reward: RewardConfig, work: Location) -> dict[s
         kept: dict[str, Any] = json.loads(done.read_bytes())
         return kept
     source = open_source(config)
-    target = work.child(_TOKENS)
+    target = work.child(TOKEN_ROWS)
     remove(target)  # of a run that was killed here
     write_tokens(source.splits, target, config, template=reward.template, max_length=reward.max_length, k=source.k)
     bad = {
@@ -182,93 +171,6 @@ def _check_usable(config: TrainConfig, train: Location, bad: dict[str, int]) -> 
         )
 
 
-def _fit(config: TrainConfig, reward: RewardConfig, work_place: Location, data: dict[str, Any]) -> dict[str, Any]:
-    """Run Ray Train until the model stands in `model/` of the work directory. Returns `metrics.json`."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    fingerprint = fingerprint_of(config, reward)
-    checkpoints, model = work_place.child(_CHECKPOINTS), work_place.child("model")
-    if config.resume_from is not None:
-        resume_folder(config.resume_from, fingerprint)
-    remove(model)  # of a run that was killed while it wrote it
-    least, most = config.workers
-    resources = {"CPU": config.num_cpus, **({"GPU": config.num_gpus} if config.num_gpus else {})}
-    whole = CheckpointStore(checkpoints).steps()
-    with _trackers(config, work_place, first_step=whole[-1] + 1 if whole else 1) as trackers:
-        with TrainMonitor(trackers) as monitor:
-            run_id = uuid.uuid4().hex[:12]
-            tokens = work_place.child(_TOKENS)
-            job = Job(
-                config=config,
-                reward=reward,
-                run_id=run_id,
-                train=split_folder(tokens, "train"),
-                test=split_folder(tokens, "test"),
-                checkpoints=checkpoints,
-                model=model,
-                fingerprint=fingerprint,
-                mailbox=monitor.mailbox,
-            )
-            if least < most:
-                # Workers asked for on a node that has just died never start; the next try knows that it is gone.
-                os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-            trainer = TorchTrainer(
-                work,
-                train_loop_config={"job": job},
-                scaling_config=ScalingConfig(
-                    num_workers=least if least == most else (least, most),
-                    elastic_resize_monitor_interval_s=config.resize_interval_s,
-                    use_gpu=config.num_gpus > 0,
-                    resources_per_worker=resources,
-                ),
-                run_config=RunConfig(
-                    # Ray Train keeps nothing that is needed to go on: checkpoints are ours.
-                    name=run_id,
-                    storage_path=work_place.child("ray_train").path,
-                    storage_filesystem=work_place.fs,
-                    failure_config=FailureConfig(max_failures=config.max_failures),
-                ),
-            )
-            try:
-                trainer.fit()
-            finally:
-                # What a worker found tells more than how the others ended when it left them.
-                monitor.raise_failure()
-        if METRICS not in model.names():
-            raise WildRewardError("training ended without a model")
-        found: dict[str, Any] = json.loads(model.child(METRICS).read_bytes())
-        found["worker_starts"] = monitor.starts
-        trackers.close(found["metrics"] or {})
-    return {**found, "quarantined": data["quarantined"]}
-
-
-@contextmanager
-def _trackers(config: TrainConfig, work_place: Location, *, first_step: int) -> Iterator[Trackers]:
-    """Open trackers, whose files are kept locally and copied where the output is elsewhere."""
-    target = work_place.child(TRACKING)
-    with tempfile.TemporaryDirectory(prefix="wildreward-tracking-") as scratch:
-        folder = Path(target.path) if target.is_local else Path(scratch)
-        if not target.is_local and _TRACKERS in target.names():
-            (folder / _TRACKERS).write_bytes(target.child(_TRACKERS).read_bytes())
-        trackers = open_trackers(
-            config.tracking.kinds,
-            experiment=config.tracking.experiment,
-            run=config.output.rstrip("/").rsplit("/", 1)[-1],
-            folder=folder,
-            settings=config.model_dump(mode="json"),
-            first_step=first_step,
-        )
-        try:
-            yield trackers
-        except BaseException:
-            trackers.close({}, failed=True)
-            raise
-        finally:
-            if not target.is_local:
-                upload(folder, target)
-
-
 def _funnel(found: dict[str, Any], data: dict[str, Any]) -> list[FunnelStep]:
     """Rows of each split that were used; the others are dropped by name."""
     steps = []
@@ -293,6 +195,6 @@ def _parts(config: TrainConfig, artifact: Artifact) -> list[str]:
         names.append(item.base_name)
     if not names:
         raise UserError(f"no model files in {model.uri!r}")
-    others = ["quarantine", TRACKING, *([_CHECKPOINTS] if config.checkpoint.keep_at_end else [])]
+    others = ["quarantine", TRACKING, *([CHECKPOINTS] if config.checkpoint.keep_at_end else [])]
     present = set(work_place.names())
     return names + [name for name in others if name in present and work_place.child(name).names()]

@@ -15,7 +15,7 @@ from wildreward_ray.cluster.run_log import say
 from wildreward_ray.cluster.telemetry import telemetry_of
 from wildreward_ray.cluster.tracking import Trackers
 from wildreward_ray.cluster.waiting import watching
-from wildreward_ray.core.errors import UserError
+from wildreward_ray.core.errors import RunStoppedError, UserError
 
 _PRINT_S, _POLL_S = 10.0, 1.0
 
@@ -27,9 +27,15 @@ class _Mailbox:
     def __init__(self) -> None:
         self._letters: list[tuple[str, dict[str, Any]]] = []
         self._error: UserError | None = None
+        self._stopping = False
 
-    def post(self, kind: str, letter: dict[str, Any]) -> None:
+    def post(self, kind: str, letter: dict[str, Any]) -> bool:
+        """Keep a letter. Returns whether the run is to stop."""
         self._letters.append((kind, letter))
+        return self._stopping
+
+    def stop(self) -> None:
+        self._stopping = True
 
     def fail(self, error: UserError) -> None:
         self._error = self._error or error
@@ -55,7 +61,8 @@ class TrainMonitor:
 
     def __init__(self, trackers: Trackers) -> None:
         self._trackers, self._telemetry = trackers, telemetry_of("train")
-        self._stop = threading.Event()
+        self._end, self._stopping = threading.Event(), threading.Event()
+        self._left: dict[str, Any] | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True, name="train-monitor")
         # Beside the driver: a node that is lost must not take the reports, and with them the error, along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -77,7 +84,7 @@ class TrainMonitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
+        self._end.set()
         self._thread.join()
         try:
             self._fetch()
@@ -87,18 +94,38 @@ class TrainMonitor:
         finally:
             self._silence.__exit__(kind, error, trace)
 
+    def stop(self) -> None:
+        """Ask the workers to make a checkpoint after the step at hand and to leave; for a signal's handler.
+
+        Raises:
+            RunStoppedError: none has ever begun, so there is nothing to wait for.
+        """
+        if not self.starts:
+            raise RunStoppedError("stopped before training began; the same command begins it")
+        # Not from here: the main thread may be in a call to Ray already.
+        self._stopping.set()
+
     def raise_failure(self) -> None:
-        """Raise what a worker found to be the user's to mend.
+        """Raise what a worker found to be the user's to mend, or that the workers left when they were asked to.
 
         Raises:
             UserError: as the worker raised it.
+            RunStoppedError: a checkpoint has been written.
         """
         self._fetch()
         if self._error is not None:
             raise self._error
+        if self._left is not None:
+            raise RunStoppedError(
+                f"stopped after step {self._left['step']} of {self._left['total']}; the same command goes on from there"
+            )
 
     def _watch(self) -> None:
-        while not self._stop.wait(_POLL_S):
+        told = False
+        while not self._end.wait(_POLL_S):
+            if self._stopping.is_set() and not told:
+                self.mailbox.stop.remote()
+                told = True
             self._fetch()
             if self._latest and time.monotonic() - self._printed >= _PRINT_S:
                 self._print()
@@ -109,6 +136,8 @@ class TrainMonitor:
         for kind, letter in letters:
             if kind == "start":
                 self._started(letter)
+            elif kind == "left":
+                self._left = letter
             elif kind == "lost":
                 self._telemetry.train_worker_failed()
                 text = f"worker {letter['rank']} failed: {letter['reason']}"
@@ -142,7 +171,8 @@ class TrainMonitor:
         rate = self._latest["tokens"] / self._latest["seconds"]
         line = f"step {step:,}/{total:,}, loss {self._latest['loss']:.4f}, {rate:,.0f} tokens/s"
         line += f", {_workers(self._latest)}, {self._printed - self._begin:.0f} s"
-        if not end and self._first is not None and step > self._first[0]:
+        # Letters come in bundles: of one alone the pace can't be told.
+        if not end and self._first is not None and self._printed - self._first[1] > _POLL_S:
             pace = (self._printed - self._first[1]) / (step - self._first[0])
             line += f", about {pace * (total - step):.0f} s left"
         say("train", line + end, event=end.removeprefix(", ") or "progress", **self._latest)

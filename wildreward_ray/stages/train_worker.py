@@ -31,6 +31,14 @@ from wildreward_ray.stages.train_export import Finished, export
 from wildreward_ray.stages.train_job import Job, best_step, frozen_bf16, resume_folder
 
 
+class _StoppedError(Exception):
+    """The run was told to stop; the checkpoint of this step is whole."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
 def work(loop_config: dict[str, Any]) -> None:
     """A Ray Train worker from its start to its end; Ray Train starts it again after a loss, and it goes on where it was."""
     import ray.train
@@ -92,6 +100,8 @@ class _Worker:
         self.curve: list[dict[str, Any]] = []
         self.evals: list[dict[str, Any]] = []
         self._warned: list[str] = []
+        # What the driver's mailbox will say to a letter: whether the run is to stop.
+        self._answer: Any = None
         # When each step of this start ended, and its tokens.
         self._pace: list[tuple[float, int]] = []
         found = self._latest()
@@ -108,6 +118,9 @@ class _Worker:
             self.trainer.run(self._step, done=self.done)
         except NotFiniteError as e:
             raise self._with_last_good(e) from e
+        except _StoppedError as e:
+            self._post("left", {"step": e.step, "total": self.trainer.total_steps})
+            return
         self.writer.wait()
         chosen = self._choose()
         logits = self._predict()
@@ -189,11 +202,13 @@ class _Worker:
         self._post("step", {**entry, "total": self.trainer.total_steps})
         last = record.step == self.trainer.total_steps
         best = (record.step % self.every == 0 or last) and self._evaluate(record.step)
-        leaving = self._leaving()
-        if last or best or leaving or record.step % self.config.checkpoint.every == 0:
+        leaving, stopping = self._leaving(), self._stopping()
+        if last or best or leaving or stopping or record.step % self.config.checkpoint.every == 0:
             self._save(record.step, best=best)
-            if leaving:
+            if leaving or stopping:
                 self.writer.wait()
+        if stopping:
+            raise _StoppedError(record.step)
 
     def _save(self, step: int, *, best: bool) -> None:
         info: dict[str, Any] = {}
@@ -241,6 +256,15 @@ class _Worker:
         self._warned = nodes
         return True
 
+    def _stopping(self) -> bool:
+        """Whether the driver was told to stop. It may have reached rank 0 alone, and all leave after the same step."""
+        import ray
+
+        told = 0.0
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            told, self._answer = float(ray.get(self._answer)), None
+        return float(self.world.sum(torch.tensor(told, device=self.trainer.layout.device))) > 0
+
     def _choose(self) -> int:
         """Go back to the best weights where that is asked for. Returns the step whose weights are to be written."""
         best = best_step(self.evals, self.config.checkpoint.best)
@@ -280,7 +304,9 @@ class _Worker:
 
     def _post(self, kind: str, letter: dict[str, Any]) -> None:
         if self.world.rank == 0:
-            self.job.mailbox.post.remote(kind, letter)
+            answer = self.job.mailbox.post.remote(kind, letter)
+            # The one before may not be there yet: asked for too late, none would ever be.
+            self._answer = answer if self._answer is None else self._answer
 
 
 def _barrier() -> None:
