@@ -21,10 +21,17 @@ from tests.ray.helpers import free_port
 
 WORKER = "worker"
 _HEAD = "ray.head.default"
+# What the configuration of a machine that needs no setting up must name all the same.
+_EMPTY = (
+    *("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"),
+    *("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files"),
+)
 _START_S, _END_S = 120, 30
 
 
-def configuration(address: str, resources: Mapping[str, float], *, most: int, idle_s: float, head_id: str) -> dict[str, Any]:
+def configuration(
+    address: str, resources: Mapping[str, float], *, most: int, idle_s: float, head_id: str
+) -> dict[str, Any]:
     """An autoscaler's configuration: a head that takes no work, and one type of worker.
 
     Args:
@@ -40,12 +47,19 @@ def configuration(address: str, resources: Mapping[str, float], *, most: int, id
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": idle_s / 60,
         "provider": {
-            "type": "fake_multinode",
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "gcs_address": address,
             "launch_multiple": True,
             "head_node_id": head_id,
+            # All nodes have this machine's address, and Ray runs on them from their first moment.
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
         },
         "auth": {},
+        "file_mounts": {},
+        **{name: [] for name in _EMPTY},
         "head_node_type": _HEAD,
         "available_node_types": {
             _HEAD: {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0},
@@ -80,6 +94,8 @@ def autoscaling_cluster(folder: Path, resources: Mapping[str, float], *, most: i
     env = os.environ | {
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
+        # As `ray up` tells the head.
+        "RAY_NODE_TYPE_NAME": _HEAD,
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
