@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from wildreward_ray.cluster.stopping import on_first_signal
+from wildreward_ray.cluster.stopping import on_first_signal, sigterm_as_interrupt
 
 
 @pytest.fixture
@@ -70,3 +70,10 @@ def test_in_another_thread_nothing_changes(outer: list[int]) -> None:
     thread.start()
     thread.join()
     assert outer == [signal.SIGTERM]
+
+
+def test_sigterm_interrupts_as_ctrl_c_does(outer: list[int]) -> None:
+    sigterm_as_interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(30)

@@ -16,6 +16,7 @@ from ray.exceptions import ActorDiedError, RayError, UserCodeException
 from wildreward_ray.cluster.artifact import storage_error_of
 from wildreward_ray.cluster.growth import current_growth, live_nodes
 from wildreward_ray.cluster.preflight import ActorRequest, missing
+from wildreward_ray.cluster.stopping import sigterm_as_interrupt
 from wildreward_ray.core import errors
 from wildreward_ray.core.errors import UserError, WildRewardError
 
@@ -59,6 +60,7 @@ def start_ray(*, join: bool = False) -> None:
             f"no Ray cluster answers at {where}",
             hint="set RAY_ADDRESS to its address, and RAY_AUTH_MODE=token if it asks for a token",
         ) from e
+    sigterm_as_interrupt()
     data = ray.data.DataContext.get_current()
     data.print_on_execution_start = False
     data.enable_progress_bars = False  # `Progress` prints one line a stage instead

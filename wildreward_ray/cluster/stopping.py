@@ -13,6 +13,15 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 logger = logging.getLogger(__name__)
 
 
+def sigterm_as_interrupt() -> None:
+    """Let SIGTERM, with which `ray job stop` begins, do what Ctrl-C does: raise KeyboardInterrupt in the main thread.
+
+    To be called after `ray.init`, which leaves a handler that prints a stack trace before it raises SystemExit.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 @contextmanager
 def on_first_signal(stop: Callable[[], object], *, after: str) -> Iterator[None]:
     """A context in which the first SIGTERM or SIGINT calls `stop`; the second one does what it does elsewhere.
