@@ -196,8 +196,12 @@ def test_a_watch_that_speaks_to_programs_gives_the_diagnosis_a_field(
     assert (event["stage"], event["event"], event["diagnosis"]) == ("judge", "quiet", "1 task waits")
 
 
-def node(free: dict[str, float], total: dict[str, float], status: str = "RUNNING") -> NodeState:
-    return NodeState(available_resources=free, total_resources=total, status=NodeStatus.Value(status))
+def node(
+    free: dict[str, float], total: dict[str, float], status: str = "RUNNING", labels: dict[str, str] | None = None
+) -> NodeState:
+    return NodeState(
+        available_resources=free, total_resources=total, status=NodeStatus.Value(status), labels=labels or {}
+    )
 
 
 def asks(count: int, selector: LabelSelector | None = None, **resources: float) -> ResourceRequestByCount:
@@ -212,8 +216,19 @@ def reply(*pending: ResourceRequestByCount, **state: Any) -> GetClusterStatusRep
     )
 
 
-def actor(name: str, node_id: bytes = b"", **resources: float) -> ActorTableData:
-    return ActorTableData(class_name=name, address=Address(node_id=node_id), required_resources=resources)
+SOME_ID, NO_ID = b"\x01" * 28, b"\xff" * 28
+
+
+def actor(
+    name: str, node_id: bytes = b"", worker_id: bytes = b"", state: str = "PENDING_CREATION", **resources: float
+) -> ActorTableData:
+    """As Ray tells of it: it has a node from when it waits for room there, and a worker from when it has the room."""
+    return ActorTableData(
+        class_name=name,
+        address=Address(node_id=node_id, worker_id=worker_id),
+        state=ActorTableData.ActorState.Value(state),
+        required_resources=resources,
+    )
 
 
 STATIC = Growth(False, HAVE)
@@ -222,16 +237,21 @@ STATIC = Growth(False, HAVE)
 def test_it_is_said_what_waits_what_is_free_and_that_no_autoscaler_can_help() -> None:
     line = tell(
         reply(asks(2, CPU=4, GPU=1), asks(1, CPU=1, memory=2.0**30)),
-        [actor("MapWorker(JudgeActor)", CPU=4, GPU=1)] * 2 + [actor("Refiner", b"\x01" * 28)],
+        [actor("MapWorker(MapBatches(JudgeActor))", SOME_ID, CPU=4, GPU=1)] * 2 + [actor("Refiner", SOME_ID, SOME_ID)],
         STATIC,
         [],
+        [
+            actor("Learner", SOME_ID, SOME_ID, "ALIVE", CPU_group_ab12=7, GPU_group_ab12=1),
+            actor("Counter", SOME_ID, SOME_ID, "ALIVE"),
+        ],
     )
     assert line == (
         "3 tasks or actors wait for room (2 x 4 CPUs + 1 GPU, 1 x 1 CPU + 1 GiB of memory); "
-        "not placed: 2 x MapWorker(JudgeActor) of 4 CPUs + 1 GPU; "
+        "not placed: 2 x JudgeActor of 4 CPUs + 1 GPU; "
         "starting, e.g. loading a model: 1 x Refiner; "
         "free are 1 of 8 CPUs and 0 of 2 GPUs on 2 nodes; "
-        "no node that is there is large enough for 1 CPU + 1 GiB of memory; "
+        "actors hold 1 x Learner of 7 CPUs + 1 GPU; "
+        "no node that is there could hold 1 CPU + 1 GiB of memory, were it empty; "
         "the cluster has no autoscaler, so what waits stays until something is freed or a node is added"
     )
 
@@ -241,7 +261,7 @@ def test_nodes_that_died_are_named_and_hold_nothing() -> None:
     line = tell(reply(asks(1, CPU=8), node_states=[gone, node({}, {"CPU": 4})]), [], STATIC, ["10.0.0.3", "10.0.0.7"])
     assert "1 task or actor waits for room (1 x 8 CPUs)" in line
     assert "free are 0 of 4 CPUs and 0 of 0 GPUs on 1 node;" in line
-    assert "no node that is there is large enough for 8 CPUs" in line
+    assert "no node that is there could hold 8 CPUs, were it empty" in line
     assert line.endswith("2 nodes lost since the stage began (10.0.0.3, 10.0.0.7)")
 
 
@@ -253,10 +273,33 @@ def test_nothing_that_waits_is_said_too_and_the_autoscaler_is_no_matter() -> Non
 
 
 def test_an_actor_without_a_node_waits_though_no_request_is_counted() -> None:
-    line = tell(reply(), [actor("Judge", b"\xff" * 28, GPU=8)], STATIC, [])
-    assert line.startswith("not placed: 1 x Judge of 8 GPUs; ")
-    assert "no node that is there is large enough for 8 GPUs" in line
-    assert "the cluster has no autoscaler" in line
+    for nothing in (b"", NO_ID):
+        line = tell(reply(), [actor("Judge", nothing, nothing, GPU=8)], STATIC, [])
+        assert line.startswith("not placed: 1 x Judge of 8 GPUs; ")
+        assert "no node that is there could hold 8 GPUs, were it empty" in line
+        assert "the cluster has no autoscaler" in line
+
+
+def test_an_actor_with_a_node_and_no_worker_waits_for_room_where_such_a_request_waits_and_else_for_its_process() -> (
+    None
+):
+    judge = actor("Judge", SOME_ID, NO_ID, CPU=1)
+    line = tell(reply(asks(1, CPU=1)), [judge], STATIC, [])
+    assert "; not placed: 1 x Judge of 1 CPU; " in line
+    assert "starting" not in line
+    line = tell(reply(), [judge], STATIC, [], [actor("Other", SOME_ID, SOME_ID, "ALIVE", CPU=8)])
+    assert line == (
+        "nothing waits for room, so what is placed is busy, starting or stuck; "
+        "placed, and their process or its environment not up: 1 x Judge; "
+        "free are 1 of 8 CPUs and 0 of 2 GPUs on 2 nodes"
+    )
+
+
+def test_an_actor_whose_arguments_are_not_there_waits_for_them_and_not_for_room() -> None:
+    line = tell(reply(), [actor("Judge", NO_ID, NO_ID, "DEPENDENCIES_UNREADY", GPU=8)], STATIC, [])
+    assert line.startswith("nothing waits for room")
+    assert "; without their arguments: 1 x Judge; " in line
+    assert "could hold" not in line
 
 
 def test_a_placement_group_is_told_by_its_bundles_in_both_forms_of_ray() -> None:
@@ -272,10 +315,10 @@ def test_resources_in_a_placement_group_are_told_by_their_plain_names() -> None:
     inside = {"CPU_group_ab12": 2.0, "CPU_group_0_ab12": 2.0, "bundle_group_ab12": 0.001, "node:10.0.0.1": 0.001}
     line = tell(reply(asks(1, **inside)), [], STATIC, [])
     assert "1 task or actor waits for room (1 x 2 CPUs)" in line
-    assert "large enough" not in line
+    assert "could hold" not in line
 
 
-def test_labels_that_are_asked_for_are_told() -> None:
+def test_labels_that_are_asked_for_are_told_and_a_node_without_them_holds_nothing() -> None:
     without = LabelSelectorOperator.Value("LABEL_OPERATOR_NOT_IN")
     within = LabelSelectorOperator.Value("LABEL_OPERATOR_IN")
     selector = LabelSelector(
@@ -284,7 +327,19 @@ def test_labels_that_are_asked_for_are_told() -> None:
             LabelSelectorConstraint(label_key="zone", operator=without, label_values=["a"]),
         ]
     )
-    assert "(1 x 1 CPU with market=spot, zone!=a)" in tell(reply(asks(1, selector, CPU=1)), [], STATIC, [])
+    nodes = [node({}, {"CPU": 4}), node({}, {"CPU": 4}, labels={"market": "spot", "zone": "a"})]
+    line = tell(reply(asks(1, selector, CPU=1), node_states=nodes), [], STATIC, [])
+    assert "(1 x 1 CPU with market=spot, zone!=a)" in line
+    assert "no node that is there could hold 1 CPU with market=spot, zone!=a, were it empty" in line
+    nodes.append(node({}, {"CPU": 4}, labels={"market": "spot", "zone": "b"}))
+    assert "could hold" not in tell(reply(asks(1, selector, CPU=1), node_states=nodes), [], STATIC, [])
+
+
+def test_the_labels_of_an_actor_that_waits_uncounted_are_told_as_a_reason() -> None:
+    waits = actor("Judge", CPU=1)
+    assert "could hold" not in tell(reply(), [waits], STATIC, [])
+    waits.label_selector["market"] = "spot"
+    assert "no node that is there could hold 1 CPU, were it empty" in tell(reply(), [waits], STATIC, [])
 
 
 def test_what_the_autoscaler_is_about_is_told() -> None:
@@ -317,7 +372,7 @@ def test_nodes_are_lost_only_since_the_stage_began(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(diagnosis, "_dead", lambda: dict(dead))
     monkeypatch.setattr(diagnosis, "cluster_status", reply)
     monkeypatch.setattr(diagnosis, "current_growth", lambda total: Growth(False, total))
-    monkeypatch.setattr(diagnosis, "_unready_actors", list)
+    monkeypatch.setattr(diagnosis, "_actors_that_are", lambda states: [])
     monkeypatch.setattr(ray, "cluster_resources", lambda: HAVE)
     look = Diagnosis()
     assert "lost" not in look()
