@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import time
@@ -97,19 +98,20 @@ def write_input(folder: Path, copies: int) -> list[str]:
         table = sample
         for name in ("conversation_hash", "hashed_ip"):
             values = [None if v is None else f"{copy:04d}{v}" for v in sample[name].to_pylist()]
-            table = table.set_column(table.column_names.index(name), name, pa.array(values, sample.schema.field(name).type))
+            table = table.set_column(
+                table.column_names.index(name), name, pa.array(values, sample.schema.field(name).type)
+            )
         files.append(str(folder / f"{copy:04d}.parquet"))
         pq.write_table(table, files[-1])
     return files
 
 
-def command(files: Sequence[str], judge: str, output: Path, replicas: str) -> list[str]:
-    """`wildreward extract` with a judge that needs a node of its own."""
-    least, _, most = replicas.partition("..")
+def command(files: Sequence[str], judge: str, output: Path, *, most: int, cpus: float) -> list[str]:
+    """`wildreward extract` with up to `most` judges that hold `cpus` CPUs each."""
     return [
         *("extract", "--input", *files, "--output", str(output), "--levels", "4"),
-        *("--judge.model", judge, "--judge.replicas", least, most or least, "--judge.batch-size", "64"),
-        *("--judge.num-cpus", str(JUDGE_CPUS), "--judge.engine.cpu-threads", "1"),
+        *("--judge.model", judge, "--judge.replicas", "1", str(most), "--judge.batch-size", "64"),
+        *("--judge.num-cpus", str(cpus), "--judge.engine.cpu-threads", "1"),
         *("--judge.engine.max-model-len", "1024", "--judge.engine.cpu-kv-cache-gib", "0.25"),
         *("--hindsight.enabled", "false", "--quality.duplicates", "keep"),
     ]
@@ -125,7 +127,7 @@ def run_elastic(folder: Path, flags: list[str], output: Path) -> Watched:
 
     seen = Watched()
     with autoscaling_cluster(folder / "ray", NODE, most=MOST_NODES, idle_s=IDLE_S) as address:
-        ray.init(address, log_to_driver=False, logging_level="warning")
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
         try:
             if cluster_now() != (0, 0, 0):
                 raise RuntimeError(f"the cluster has {cluster_now()} nodes and judges before anything was asked of it")
@@ -209,11 +211,11 @@ def measure(folder: Path, judge: str, copies: int) -> dict[str, Any]:
     """
     files = write_input(folder / "input", copies)
     elastic, fixed = folder / "elastic", folder / "fixed"
-    flags = command(files, judge, elastic, f"1..{MOST_JUDGES}")
+    flags = command(files, judge, elastic, most=MOST_JUDGES, cpus=JUDGE_CPUS)
     seen = run_elastic(folder, flags, elastic)
     if max(nodes for _, nodes, _, _ in seen.cluster) < MOST_NODES:
         raise RuntimeError(f"the cluster never had {MOST_NODES} worker nodes: {seen.cluster}")
-    run_fixed(folder, command(files, judge, fixed, "1"))
+    run_fixed(folder, command(files, judge, fixed, most=1, cpus=1.0))
     other = differences(dataset_of(elastic), dataset_of(fixed))
     if other:
         raise RuntimeError(f"the datasets of the growing and of the fixed cluster differ in {', '.join(other)}")

@@ -273,7 +273,7 @@ def test_where_no_run_is_an_error_says_what_was_looked_for(tmp_path: Path) -> No
 
 JOB = {
     "status": "FAILED",
-    "message": "exit code 3",
+    "message": "exit code 3, last available logs (truncated to 20,000 chars):\nline 0\nline 1\n",
     "start_time": 1_000_000_000_000,
     "end_time": 1_000_000_060_000,
     "driver_exit_code": 3,
@@ -299,7 +299,7 @@ def test_a_job_is_told_with_the_end_of_its_log_and_without_its_environment(
         "run": "one",
         "kind": "job",
         "state": "failed",
-        "message": "exit code 3",
+        "message": JOB["message"],
         "entrypoint": "python jobs/extract.py",
         "started": "2001-09-09T01:46:40+00:00",
         "ended": "2001-09-09T01:47:40+00:00",
@@ -312,7 +312,9 @@ def test_a_job_is_told_with_the_end_of_its_log_and_without_its_environment(
     shown = capfd.readouterr().out
     assert shown.startswith("one: job, failed\n")
     assert "  | line 20\n" in shown
+    assert "  message     exit code 3\n" in shown
     assert "line 19" not in shown
+    assert "line 0" not in shown
     assert "s3cr3t" not in shown
 
 

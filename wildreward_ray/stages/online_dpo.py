@@ -28,6 +28,7 @@ from wildreward_ray.cluster.reward_source import RewardSource
 from wildreward_ray.cluster.session import ray_errors, start_ray
 from wildreward_ray.cluster.storage import Location, locate, upload
 from wildreward_ray.cluster.tracking import Trackers, open_trackers
+from wildreward_ray.cluster.waiting import watching
 from wildreward_ray.cluster.weight_transfer import choose_transfer, engine_environment, engine_transfer_arguments
 from wildreward_ray.cluster.weights import sleep_arguments
 from wildreward_ray.core.config.online_dpo import OPERATIONAL, OnlineDpoConfig
@@ -85,14 +86,18 @@ def run(config: OnlineDpoConfig) -> OnlineDpoResult:
         _rewards(config, tokenizer) as (source, second, health),
     ):
         start_ray()
-        with _actors(config) as (pool, learner), _trackers(config, artifact.work) as trackers:
-            held_out, train = prompts.usable[: config.eval.prompts], prompts.usable[config.eval.prompts :]
+        held_out, train = prompts.usable[: config.eval.prompts], prompts.usable[config.eval.prompts :]
+        with _trackers(config, artifact.work) as trackers:
             monitor = Monitor(config, trackers)
-            scorer = Scorer(source)
-            loop = Loop(config, train, pool, learner, scorer)
-            second_scorer = Scorer(second) if second is not None else None
-            whole = Run(config, artifact, loop, learner, monitor, held_out, second_scorer)
-            summary = asyncio.run(_run(whole, [s for s in (source, second) if s is not None]))
+            with (
+                watching("online-dpo", lambda: len(monitor.rows) + len(monitor.evals)),
+                _actors(config) as (pool, learner),
+            ):
+                scorer = Scorer(source)
+                loop = Loop(config, train, pool, learner, scorer)
+                second_scorer = Scorer(second) if second is not None else None
+                whole = Run(config, artifact, loop, learner, monitor, held_out, second_scorer)
+                summary = asyncio.run(_run(whole, [s for s in (source, second) if s is not None]))
         manifest = Manifest.model_validate(
             {
                 "kind": "online_dpo",

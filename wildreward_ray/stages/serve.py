@@ -22,6 +22,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from wildreward_ray.cluster.session import check_resources, ray_errors, start_ray
+from wildreward_ray.cluster.waiting import watching
 from wildreward_ray.core.config.serve import ServeConfig
 from wildreward_ray.core.errors import UserError, WildRewardError
 from wildreward_ray.stages import requests
@@ -164,7 +165,8 @@ def free_port() -> int:
 
 def _run(application: serve.Application, name: str, route: str | None) -> None:
     try:
-        serve.run(application, name=name, route_prefix=route)
+        with watching("serve", lambda: 0):
+            serve.run(application, name=name, route_prefix=route)
     except RuntimeError as e:
         # Serve only says that a replica failed; the reason is in the application's status.
         raise WildRewardError(f"the reward service did not start: {why_not_up(name) or e}") from e

@@ -93,6 +93,8 @@ def text(found: Mapping[str, Any]) -> str:
 
 def _job_text(found: Mapping[str, Any]) -> str:
     rows = {name: found[name] for name in ("entrypoint", "started", "ended", "exit_code", "message")}
+    # Ray gives a job that failed up to 20,000 characters of its log there, whose end is shown below.
+    rows["message"] = rows["message"] and rows["message"].partition(", last available logs")[0]
     lines = [f"{found['run']}: job, {found['state']}", *_rows({k: v for k, v in rows.items() if v is not None})]
     return "\n".join([*lines, *(f"  | {line}" for line in found["log"])])
 

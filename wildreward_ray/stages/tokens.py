@@ -48,15 +48,24 @@ class TokeniseBatch:
     Args:
         tokenizer: name of the base model.
         k: number of levels; a label outside 1..k is an error, never clamped.
+        counter: a progress counter, or None.
     """
 
-    def __init__(self, tokenizer: str, template: str, max_length: int, k: int, trust_remote_code: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: str,
+        template: str,
+        max_length: int,
+        k: int,
+        trust_remote_code: bool,
+        counter: Any | None = None,
+    ) -> None:
         from transformers import AutoTokenizer
 
         path = resolve_model(tokenizer, flag="--base")
         loaded = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         self._encoder = InputEncoder(loaded, RewardTemplate(template), max_length)
-        self._k = k
+        self._k, self._counter = k, counter
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
@@ -67,6 +76,8 @@ class TokeniseBatch:
             self._encoder.encode_batch([(row["history"] or [], row["prompt"], row["response"]) for row in usable])
         )
         out = [_token_row(row, next(encoded) if row.get("reason") is None else []) for row in rows]
+        if self._counter is not None:
+            self._counter.add.remote(len(rows))
         return pa.Table.from_pylist(out, schema=TOKENS).append_column(_SPLIT, table[_SPLIT])
 
 
@@ -94,8 +105,12 @@ def write_tokens(
     template: str,
     max_length: int,
     k: int,
+    counter: Any,
 ) -> None:
     """Write the `TOKENS` rows of every split as Parquet to its `split_folder`, all in one streaming pass.
+
+    Args:
+        counter: a progress counter of rows.
 
     Raises:
         UserError: a label outside 1..k, or a template or tokenizer that can't be used.
@@ -108,7 +123,7 @@ def write_tokens(
         .union(*tagged[1:])
         .map_batches(
             TokeniseBatch,
-            fn_constructor_args=(config.base, template, max_length, k, config.trust_remote_code),
+            fn_constructor_args=(config.base, template, max_length, k, config.trust_remote_code, counter),
             batch_size=256,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8),

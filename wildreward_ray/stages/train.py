@@ -12,6 +12,7 @@ import pyarrow.dataset as pads
 
 from wildreward_ray.cluster.artifact import Artifact, is_done, open_artifact, read_manifest, without
 from wildreward_ray.cluster.models import resolve_model
+from wildreward_ray.cluster.progress import Progress
 from wildreward_ray.cluster.session import check_resources, ray_errors, start_ray
 from wildreward_ray.cluster.storage import Location, locate, move, remove
 from wildreward_ray.core.config.train import OPERATIONAL, TrainConfig
@@ -144,7 +145,16 @@ def _tokens(config: TrainConfig, reward: RewardConfig, work: Location) -> dict[s
     source = open_source(config)
     target = work.child(TOKEN_ROWS)
     remove(target)  # of a run that was killed here
-    write_tokens(source.splits, target, config, template=reward.template, max_length=reward.max_length, k=source.k)
+    with Progress("tokenise", "rows") as progress:
+        write_tokens(
+            source.splits,
+            target,
+            config,
+            template=reward.template,
+            max_length=reward.max_length,
+            k=source.k,
+            counter=progress.counter,
+        )
     bad = {
         split: quarantine(split_folder(target, split), work.child("quarantine").child(f"{split}.parquet"))
         for split in SPLITS
