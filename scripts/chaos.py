@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,
+            # A job joins the cluster that was last started below the same folder; another one on this machine must not take it.
+            "RAY_TMPDIR": folder,
             # Jobs run with the `python` that they find.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
