@@ -22,9 +22,12 @@ from tests.ray.helpers import COMMAND, ROOT, environment, json_of
 
 SAMPLE = ROOT / "wildreward_ray" / "sample" / "conversations.parquet"
 MOST_NODES, MOST_JUDGES = 3, 3
-# A judge takes more than half of a node, so that each needs a node of its own; reading and writing find room beside it.
-JUDGE_CPUS = 1.5
-NODE = {"CPU": 2, "object_store_memory": 256 * 2**20}
+# Slow enough that reading is always ahead of it: a pool whose judges wait for their input doesn't grow.
+JUDGE = "demo:smollm2"
+# A judge holds a GPU as far as Ray counts, so that each needs a node of its own; its engine runs on the CPU. Of CPUs it holds few: Ray
+# Data keeps half of them back for reading and writing, and a pool doesn't grow beyond its share of the others.
+JUDGE_CPUS = 0.25
+NODE = {"CPU": 2, "GPU": 1, "object_store_memory": 256 * 2**20}
 IDLE_S = 15.0
 _SAMPLE_S, _GONE_S = 0.5, 240.0
 _WAITING = ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING")
@@ -106,13 +109,15 @@ def write_input(folder: Path, copies: int) -> list[str]:
     return files
 
 
-def command(files: Sequence[str], judge: str, output: Path, *, most: int, cpus: float) -> list[str]:
-    """`wildreward extract` with up to `most` judges that hold `cpus` CPUs each."""
+def command(files: Sequence[str], output: Path, *, most: int, gpus: int) -> list[str]:
+    """`wildreward extract` with up to `most` judges that hold `gpus` GPUs each."""
     return [
         *("extract", "--input", *files, "--output", str(output), "--levels", "4"),
-        *("--judge.model", judge, "--judge.replicas", "1", str(most), "--judge.batch-size", "64"),
-        *("--judge.num-cpus", str(cpus), "--judge.engine.cpu-threads", "1"),
-        *("--judge.engine.max-model-len", "1024", "--judge.engine.cpu-kv-cache-gib", "0.25"),
+        *("--judge.model", JUDGE, "--judge.replicas", "1", str(most), "--judge.batch-size", "16"),
+        *("--judge.num-cpus", str(JUDGE_CPUS), "--judge.num-gpus", str(gpus)),
+        *("--judge.engine.cpu-threads", "1", "--judge.engine.max-model-len", "1024"),
+        # In bfloat16 a verdict that is close may come out otherwise on an engine that has other prefixes in its cache.
+        *("--judge.engine.dtype", "float32"),
         *("--hindsight.enabled", "false", "--quality.duplicates", "keep"),
     ]
 
@@ -203,7 +208,7 @@ def differences(elastic: dict[str, Any], fixed: dict[str, Any]) -> list[str]:
     return [name for name in fixed if elastic[name] != fixed[name]]
 
 
-def measure(folder: Path, judge: str, copies: int) -> dict[str, Any]:
+def measure(folder: Path, copies: int) -> dict[str, Any]:
     """Extract on a growing cluster and on a fixed one.
 
     Raises:
@@ -211,11 +216,13 @@ def measure(folder: Path, judge: str, copies: int) -> dict[str, Any]:
     """
     files = write_input(folder / "input", copies)
     elastic, fixed = folder / "elastic", folder / "fixed"
-    flags = command(files, judge, elastic, most=MOST_JUDGES, cpus=JUDGE_CPUS)
+    flags = command(files, elastic, most=MOST_JUDGES, gpus=1)
     seen = run_elastic(folder, flags, elastic)
     if max(nodes for _, nodes, _, _ in seen.cluster) < MOST_NODES:
         raise RuntimeError(f"the cluster never had {MOST_NODES} worker nodes: {seen.cluster}")
-    run_fixed(folder, command(files, judge, fixed, most=1, cpus=1.0))
+    if max(judges for _, _, judges, _ in seen.cluster) < MOST_JUDGES:
+        raise RuntimeError(f"there never were {MOST_JUDGES} judges, give more copies: {seen.cluster}")
+    run_fixed(folder, command(files, fixed, most=1, gpus=0))
     other = differences(dataset_of(elastic), dataset_of(fixed))
     if other:
         raise RuntimeError(f"the datasets of the growing and of the fixed cluster differ in {', '.join(other)}")
@@ -223,8 +230,8 @@ def measure(folder: Path, judge: str, copies: int) -> dict[str, Any]:
     manifests = {name: json_of(folder / name / "manifest.json") for name in ("elastic", "fixed")}
     return {
         "figures": extract_figures(seen.cluster, seen.judged, seen.ended_s),
+        "judge": JUDGE,
         "node": NODE,
-        "judge_cpus": JUDGE_CPUS,
         "idle_s": IDLE_S,
         "interactions": seen.judged[-1][1],
         "rows": {name: len(rows[name]) for name in ("feedback", "dataset/train", "dataset/test")},

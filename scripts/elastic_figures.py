@@ -91,7 +91,8 @@ def train_figures(
     """
     resizes = []
     for at, workers, behind in starts[1:]:
-        reached = max(step for seconds, step in steps if seconds <= at)
+        # What is heard of in the same moment comes after the start.
+        reached = max(step for seconds, step in steps if seconds < at)
         last = max(seconds for seconds, step in steps if step <= reached)
         following = [seconds for seconds, step in steps if step > reached]
         held_up = round(min(following) - last, 1) if following else None

@@ -24,6 +24,11 @@ def outer() -> Iterator[list[int]]:
         signal.signal(name, handler)
 
 
+def _tell_and_wait() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait(30)
+
+
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
 def test_the_second_signal_does_what_it_does_elsewhere(name: signal.Signals, outer: list[int]) -> None:
     asked: list[str] = []
@@ -46,9 +51,7 @@ def test_what_the_asking_raises_ends_the_wait(outer: list[int]) -> None:
         raise ValueError("nothing to wait for")
 
     with pytest.raises(ValueError, match="nothing"), on_first_signal(refuse, after="this step"):
-        os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(30)
-        pytest.fail("waited on")
+        _tell_and_wait()
 
 
 def test_an_event_loop_that_sleeps_is_woken(outer: list[int]) -> None:
@@ -75,5 +78,4 @@ def test_in_another_thread_nothing_changes(outer: list[int]) -> None:
 def test_sigterm_interrupts_as_ctrl_c_does(outer: list[int]) -> None:
     sigterm_as_interrupt()
     with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(30)
+        _tell_and_wait()
