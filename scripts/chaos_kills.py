@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Disturber(Watcher):
 
     def _worker(self) -> str | None:
         """Kill a process that is at work: an actor, a task, a Serve replica."""
-        found = at_work()
+        found = at_work([raylet_of(node) for node in self._cluster.list_all_nodes()])
         if not found:
             return None
         # First a name: there are many more helpers of Ray Data than actors of ours.
@@ -84,12 +85,10 @@ class Disturber(Watcher):
 
     def _node(self) -> str:
         """Kill a whole node, one that is at work where one is, and start another one after a while."""
-        nodes = {node.all_processes["raylet"][0].process.pid: node for node in self._cluster.worker_nodes}
+        nodes = {raylet_of(node): node for node in self._cluster.worker_nodes}
         busy: dict[int, list[str]] = {}
-        for pid, name in at_work():
-            parent = parent_of(pid)
-            if parent in nodes:
-                busy.setdefault(parent, []).append(name)
+        for pid, name in at_work(nodes):
+            busy.setdefault(parent_of(pid), []).append(name)
         doomed = self.draw.choice(sorted(busy) or sorted(nodes))
         self._cluster.remove_node(nodes[doomed], allow_graceful=False)
         time.sleep(self.draw.uniform(1, 8))
@@ -148,10 +147,11 @@ class InEachStage(Disturber):
             self.left.remove(stage)
 
 
-def at_work() -> list[tuple[int, str]]:
-    """(process, name) of Ray's workers that are at work and may be killed."""
+def at_work(raylets: Collection[int]) -> list[tuple[int, str]]:
+    """(process, name) of Ray's workers that are at work and may be killed, of the nodes with these raylets."""
     found = [(pid, command.split()[0]) for pid, command in commands() if command.startswith("ray::")]
-    return sorted((pid, name) for pid, name in found if not any(word in name for word in _SPARED))
+    named = [(pid, name) for pid, name in found if not any(word in name for word in _SPARED)]
+    return sorted((pid, name) for pid, name in named if parent_of(pid) in raylets)
 
 
 def commands() -> list[tuple[int, str]]:
@@ -164,6 +164,11 @@ def commands() -> list[tuple[int, str]]:
             except OSError:
                 continue
     return found
+
+
+def raylet_of(node: Any) -> int:
+    """The process that starts a node's workers."""
+    return int(node.all_processes["raylet"][0].process.pid)
 
 
 def parent_of(pid: int) -> int:

@@ -37,6 +37,8 @@ TOKENS = pa.schema(
     ]
 )
 _COMPUTED = ("input_ids", "length")
+# Of reading and writing, so that they find room beside a tokenising actor on a node of one CPU.
+TASK_CPUS = 0.25
 _SPLIT = "split"
 
 
@@ -117,7 +119,10 @@ def write_tokens(
     """
     import ray.data
 
-    tagged = [rows.map_batches(partial(_tag, split), batch_format="pyarrow") for split, rows in splits.items()]
+    tagged = [
+        rows.map_batches(partial(_tag, split), batch_format="pyarrow", num_cpus=TASK_CPUS)
+        for split, rows in splits.items()
+    ]
     tokens = (
         tagged[0]
         .union(*tagged[1:])
@@ -133,7 +138,13 @@ def write_tokens(
     for split in splits:
         folder = split_folder(target, split)
         folder.fs.create_dir(folder.path, recursive=True)
-    tokens.write_parquet(target.path, filesystem=target.fs, try_create_dir=False, partition_cols=[_SPLIT])
+    tokens.write_parquet(
+        target.path,
+        filesystem=target.fs,
+        try_create_dir=False,
+        partition_cols=[_SPLIT],
+        ray_remote_args={"num_cpus": TASK_CPUS},
+    )
     for split in splits:
         if not split_folder(target, split).names():
             split_folder(target, split).child("empty.parquet").write_table(TOKENS.empty_table())

@@ -26,7 +26,7 @@ from wildreward_ray.core.scale import check_k
 from wildreward_ray.feedback import wildfb
 from wildreward_ray.feedback.split import assign
 from wildreward_ray.stages.dataset import SPLITS
-from wildreward_ray.stages.tokens import TOKENS, check_label
+from wildreward_ray.stages.tokens import TASK_CPUS, TOKENS, check_label
 
 if TYPE_CHECKING:
     import ray.data
@@ -133,9 +133,9 @@ def _from_extract(config: TrainConfig) -> Source:
         return table.rename_columns({"interaction_id": "row_id"})
 
     splits = {
-        split: ray.data.read_parquet(place.child(split).path, filesystem=place.fs)
+        split: ray.data.read_parquet(place.child(split).path, filesystem=place.fs, num_cpus=TASK_CPUS)
         .select_columns(_EXTRACTED)
-        .map_batches(rename, batch_format="pyarrow")
+        .map_batches(rename, batch_format="pyarrow", num_cpus=TASK_CPUS)
         for split in SPLITS
     }
     return Source(k, splits)
@@ -156,7 +156,7 @@ def _from_jsonl(config: TrainConfig) -> Source:
                 yield from jsonl_tables(chosen[int(index)], split, share, k)
 
         items = ray.data.from_items([{"file": i} for i in range(len(chosen))], override_num_blocks=len(chosen))
-        return items.map_batches(read, batch_size=1)
+        return items.map_batches(read, batch_size=1, num_cpus=TASK_CPUS)
 
     return Source(k, {split: reader(split) for split in SPLITS})
 
