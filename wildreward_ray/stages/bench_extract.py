@@ -48,6 +48,7 @@ def measure(config: BenchConfig, inputs: tuple[str, ...]) -> dict[str, Any]:
             work.child("judged"),
             lambda chunks: label.judge(chunks, section, refusal=alone, counter=stamps),
             size=section.batch_size,
+            judges=section.replicas[1],
             limit=config.limit,
         )
         pipeline = ray.get(stamps.rate.remote())

@@ -81,6 +81,7 @@ def _passes(config: BenchConfig, plan: ingest.Plan, folder: str) -> dict[str, An
                 random_verdicts, fn_kwargs={"counter": stamps[0]}, batch_size=1, batch_format="pyarrow", num_cpus=0.5
             ),
             size=config.judge.batch_size,
+            judges=1,
             limit=config.limit,
         )
     with _timed(seconds, "survey"):

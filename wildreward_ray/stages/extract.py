@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # One chunk a block: what a dying actor or node takes with it is then one chunk of work. Small blocks also keep the judge fed
 # from the first seconds.
 _BLOCK_BYTES = 1
-# Reading runs ahead of the judge by so much on every node; more would only fill memory.
+# Reading runs ahead by so much for every node or judge; more would only fill memory.
 _AHEAD_BYTES = 256 * 1024 * 1024
 
 
@@ -117,7 +117,8 @@ def _judge(config: ExtractConfig, artifact: Artifact, plan: ingest.Plan) -> None
         def judge(chunks: ray.data.Dataset) -> ray.data.Dataset:
             return label.judge(chunks, config.judge, refusal=config.refusal, counter=progress.counter)
 
-        judge_parts(plan.shards, target, judge, size=config.judge.batch_size, limit=config.limit)
+        most = config.judge.replicas[1]
+        judge_parts(plan.shards, target, judge, size=config.judge.batch_size, judges=most, limit=config.limit)
     finished.write_bytes(b"")
 
 
@@ -127,6 +128,7 @@ def judge_parts(
     judge: Callable[[ray.data.Dataset], ray.data.Dataset],
     *,
     size: int,
+    judges: int,
     limit: int | None,
 ) -> None:
     """Read shards, judge their chunks and write those that aren't in `target` yet.
@@ -134,6 +136,7 @@ def judge_parts(
     Args:
         judge: makes `CHUNKS` of `JUDGED` rows of `CHUNKS` of `CONVERSATIONS` rows.
         size: conversations a chunk.
+        judges: how many actors `judge` may grow to.
     """
     import ray.data
 
@@ -142,8 +145,9 @@ def judge_parts(
     options = context.execution_options
     before = context.target_max_block_size, options.resource_limits
     context.target_max_block_size = _BLOCK_BYTES
-    nodes = len(ray.nodes())
-    options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=nodes * _AHEAD_BYTES)
+    # The limit stays while the cluster grows: of nodes that come later, each has a judge at least.
+    places = max(len(ray.nodes()), judges)
+    options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=places * _AHEAD_BYTES)
     try:
         chunks = ingest.read(shards, size=size, limit=limit, done=done_parts(list_parts(target)))
         written = judge(chunks).map_batches(
