@@ -131,15 +131,18 @@ def _make_bucket(endpoint: str) -> None:
 
 
 def _wait_for_jobs(address: str) -> None:
-    import urllib.request
+    """Return when the cluster runs jobs: its server answers some time before a node has the agent that starts them."""
+    from ray.job_submission import JobSubmissionClient
 
-    for _ in range(60):
+    error: Exception | None = None
+    for _ in range(120):
         try:
-            with urllib.request.urlopen(f"{address}/api/version", timeout=2):
-                return
-        except OSError:
+            JobSubmissionClient(address).submit_job(entrypoint="true")
+            return
+        except (ConnectionError, RuntimeError) as e:
+            error = e
             time.sleep(0.5)
-    raise SystemExit(f"{address} does not answer")
+    raise SystemExit(f"{address} takes no job: {error}")
 
 
 if __name__ == "__main__":

@@ -73,30 +73,31 @@ def assert_same_run(output: Path, expected: Path) -> list[dict[str, Any]]:
     return curve
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_weights_of_one_that_was_not(
+def test_a_run_that_is_stopped_and_then_killed_ends_with_the_weights_of_one_that_was_not(
     rows: str, tiny_policy: str, undisturbed: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
+    stopped = stop_when_two_workers_began(rows, tiny_policy, output)
+    # No checkpoint was due: the one that is there was made because of the signal, by both workers.
+    assert whole_checkpoints(output) == [stopped]
     command = flags(rows, tiny_policy, output)
-    kill_when(command, lambda: any((output / "_unfinished" / "checkpoints").glob("step-*/checkpoint.json")))
+    kill_when(command, lambda: max(whole_checkpoints(output), default=0) > stopped)
     assert not (output / "manifest.json").exists()
     last = wildreward(*command)
     assert last.returncode == 0, last.stderr
     assert "going on after step" in last.stderr
-    assert_same_run(output, undisturbed)
+    curve = assert_same_run(output, undisturbed)
+    assert [record["workers"] for record in curve] == [2] * stopped + [1] * (len(curve) - stopped)
     base, trained = load_file(Path(tiny_policy) / "model.safetensors"), load_file(undisturbed / "model.safetensors")
     for name, weight in base.items():  # what is compared has learned something, by more than the tolerance
         assert (trained[name] - weight.float()).abs().max() > 10 * TOLERANCE, name
 
 
-def test_a_run_that_is_told_to_stop_saves_the_step_at_hand_and_goes_on_from_it(
-    rows: str, tiny_policy: str, undisturbed: Path, tmp_path: Path
-) -> None:
-    """No checkpoint is due before the end: the one that is there was made because of the signal, by both workers."""
-    output = tmp_path / "out"
+def stop_when_two_workers_began(rows: str, base: str, output: Path) -> int:
+    """Train, and send SIGTERM once the workers began. Returns the step after which the run says that it stopped."""
     # Micro-batches of a row or two take their time; they change nothing else.
-    rest = ("--checkpoint.every", "1000", "--optim.token-budget", "16")
-    command = [*COMMAND, *flags(rows, tiny_policy, output, "2", *rest)]
+    slow = ("--checkpoint.every", "1000", "--optim.token-budget", "16")
+    command = [*COMMAND, *flags(rows, base, output, "2", *slow)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment(), cwd=ROOT, text=True) as process:
         assert process.stderr is not None
         said = []
@@ -105,16 +106,15 @@ def test_a_run_that_is_told_to_stop_saves_the_step_at_hand_and_goes_on_from_it(
             if line.startswith("[train] 2 workers, "):
                 process.send_signal(signal.SIGTERM)
     assert process.returncode == 130, "".join(said)
-    stopped = re.search(r"stopped after step (\d+) of \d+; the same command goes on", "".join(said))
-    assert stopped, "".join(said)
-    assert [file.parent.name for file in (output / "_unfinished" / "checkpoints").glob("*/checkpoint.json")] == [
-        f"step-{int(stopped[1]):08d}"
-    ]
-    last = wildreward(*flags(rows, tiny_policy, output, "1", *rest))
-    assert last.returncode == 0, last.stderr
-    assert f"going on after step {stopped[1]}\n" in last.stderr
-    curve = assert_same_run(output, undisturbed)
-    assert [record["workers"] for record in curve] == [2] * int(stopped[1]) + [1] * (len(curve) - int(stopped[1]))
+    found = re.search(r"stopped after step (\d+) of \d+; the same command goes on", "".join(said))
+    assert found, "".join(said)
+    return int(found[1])
+
+
+def whole_checkpoints(output: Path) -> list[int]:
+    """Steps of the whole checkpoints of an unfinished run."""
+    marks = (output / "_unfinished" / "checkpoints").glob("step-*/checkpoint.json")
+    return [int(mark.parent.name.removeprefix("step-")) for mark in marks]
 
 
 @pytest.mark.slow
