@@ -6,7 +6,7 @@ import hashlib
 import posixpath
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,8 +117,6 @@ def _extracted(config: TrainConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _from_extract(config: TrainConfig) -> Source:
-    import ray.data
-
     root, manifest = _extracted(config)
     k = int(manifest["levels"])
     if config.levels not in (None, k):
@@ -129,34 +127,49 @@ def _from_extract(config: TrainConfig) -> Source:
         )
     place = locate(root, flag="--dataset").child("dataset")
 
-    def rename(table: pa.Table) -> pa.Table:
-        return table.rename_columns({"interaction_id": "row_id"})
+    def reader(split: str) -> ray.data.Dataset:
+        folder = place.child(split)
+        files = [folder.child(name) for name in folder.names() if name.endswith(".parquet")]
+        return _read(len(files), lambda index: _parquet_tables(files[index]))
 
-    splits = {
-        split: ray.data.read_parquet(place.child(split).path, filesystem=place.fs, num_cpus=TASK_CPUS)
-        .select_columns(_EXTRACTED)
-        .map_batches(rename, batch_format="pyarrow", num_cpus=TASK_CPUS)
-        for split in SPLITS
-    }
-    return Source(k, splits)
+    return Source(k, {split: reader(split) for split in SPLITS})
+
+
+def _parquet_tables(file: Location) -> Iterator[pa.Table]:
+    """Rows of a part of an extracted dataset, some at a time."""
+    part = pads.dataset(file.path, filesystem=file.fs, format="parquet")
+    for batch in part.to_batches(columns=_EXTRACTED, batch_size=_CHUNK_ROWS):
+        yield pa.Table.from_batches([batch]).rename_columns({"interaction_id": "row_id"})
+
+
+def _read(files: int, tables: Callable[[int], Iterator[pa.Table]]) -> ray.data.Dataset:
+    """A streaming dataset of what files hold.
+
+    Tasks of our own read them, which are made again when their node is lost; of `ray.data.read_parquet` (Ray 2.60) actors read
+    the files' footers, and one that is lost ends the run.
+
+    Args:
+        files: how many there are.
+        tables: gives the tables of a file by its index.
+    """
+    import ray.data
+
+    def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for index in batch["file"]:
+            yield from tables(int(index))
+
+    items = ray.data.from_items([{"file": i} for i in range(files)], override_num_blocks=files)
+    return items.map_batches(read, batch_size=1, num_cpus=TASK_CPUS)
 
 
 def _from_jsonl(config: TrainConfig) -> Source:
-    import ray.data
-
     k = check_k(config.levels or _WILDFB_LEVELS)
     files = split_files(list_files(config.dataset, flag="--dataset", suffixes=(".jsonl",)), config.dataset)
     share = config.test_share if files["train"] == files["test"] else None
 
     def reader(split: str) -> ray.data.Dataset:
         chosen = files[split]
-
-        def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
-            for index in batch["file"]:
-                yield from jsonl_tables(chosen[int(index)], split, share, k)
-
-        items = ray.data.from_items([{"file": i} for i in range(len(chosen))], override_num_blocks=len(chosen))
-        return items.map_batches(read, batch_size=1, num_cpus=TASK_CPUS)
+        return _read(len(chosen), lambda index: jsonl_tables(chosen[index], split, share, k))
 
     return Source(k, {split: reader(split) for split in SPLITS})
 
